@@ -1,0 +1,294 @@
+//! The commands, and what each prints.
+
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use serde_json::json;
+
+use crate::apply::Failed;
+use crate::host::image::Image;
+use crate::host::live::Live;
+use crate::host::{Host, booted};
+use crate::instance;
+use crate::log::{self, TOLD};
+use crate::node::{AbsolutePath, Node, UpstreamHost, schema};
+use crate::plan::Refused;
+use crate::profile::{self, Loaded, Problems, Source};
+use crate::root::Root;
+
+mod run;
+
+/// Exit codes (also in `larder --help`).
+pub mod code {
+    pub const CONVERGED: u8 = 0;
+    pub const FAILED: u8 = 1;
+    pub const REFUSED: u8 = 2;
+    pub const NOT_ROLLED_BACK: u8 = 3;
+    pub const DOWN: u8 = 4;
+    pub const SOMETHING_TO_DO: u8 = 10;
+}
+
+/// Make this machine a working part of a registry-mirror fleet, from one YAML profile.
+#[derive(Debug, Parser)]
+#[command(
+    name = "larder",
+    version,
+    after_help = "Exit codes:\n  0   converged (plan: nothing to do)\n  1   failed, and put back as it was\n  \
+                  2   profile or usage refused, nothing touched\n  3   failed, and not all could be put back\n  \
+                  4   applied, but the verification found something down\n  10  plan: something to do"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, clap::Args)]
+struct Input {
+    /// Read this profile alone; `-` is standard input [default: the layers /usr/lib/larder/profile.yaml,
+    /// /etc/larder/profile.yaml and /etc/larder/profile.d/*.yaml]
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+    /// Work on the image unpacked in DIR, not on the running machine
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+/// What a command takes that only a running machine can answer.
+#[derive(Debug, clap::Args)]
+struct LiveInput {
+    /// As for apply
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make this machine what the profile says, prove it, exit
+    Apply {
+        #[command(flatten)]
+        input: Input,
+        /// Also delete the cached data of upstreams that have left the profile
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Show what apply would change, as a diff
+    Plan {
+        #[command(flatten)]
+        input: Input,
+        /// As for apply
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Read the profile only
+    Check {
+        #[command(flatten)]
+        input: Input,
+    },
+    /// Prove the endpoints again, change nothing
+    Verify {
+        #[command(flatten)]
+        input: LiveInput,
+    },
+    /// Print the merged profile and where each value comes from
+    Config {
+        #[command(flatten)]
+        input: Input,
+    },
+    /// Print the profile's JSON Schema
+    Schema,
+    /// Collect the garbage of one upstream's registry now
+    Gc {
+        /// The upstream, as the profile names it
+        upstream: String,
+        /// The registry binary [default: the one found on this machine]
+        #[arg(long, value_name = "PATH")]
+        engine: Option<String>,
+    },
+    /// What the registry units call
+    #[command(hide = true)]
+    Unit {
+        #[command(subcommand)]
+        step: UnitStep,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum UnitStep {
+    /// Before a registry starts
+    Prepare { upstream: String },
+    /// Until a registry answers
+    Ready { upstream: String },
+}
+
+/// Runs one command and returns the exit code.
+#[must_use]
+pub fn run(cli: Cli) -> u8 {
+    match dispatch(cli.command) {
+        Ok(code) => code,
+        Err(error) => report_error(&error),
+    }
+}
+
+/// Errors end up here, whole and once.
+fn report_error(error: &anyhow::Error) -> u8 {
+    if error.is::<BadProfile>() {
+        return code::REFUSED;
+    }
+    tell_error(error);
+    match error.downcast_ref::<Failed>() {
+        Some(failed) if !failed.not_undone.is_empty() => code::NOT_ROLLED_BACK,
+        _ if error.is::<Refused>() => code::REFUSED,
+        _ => code::FAILED,
+    }
+}
+
+/// To the person, and to the journal where that is not where the person's text goes.
+fn tell_error(error: &anyhow::Error) {
+    let _ = writeln!(stderr().lock(), "error: {error:#}");
+    if !log::stderr_is_journal() {
+        tracing::error!(target: TOLD, "{error:#}");
+    }
+}
+
+fn tell_warning(warning: &str) {
+    let _ = writeln!(stderr().lock(), "warning: {warning}");
+    if !log::stderr_is_journal() {
+        tracing::warn!(target: TOLD, "{warning}");
+    }
+}
+
+fn dispatch(command: Command) -> Result<u8> {
+    match command {
+        Command::Apply { input, purge } => run::apply_command(&input, purge),
+        Command::Plan { input, purge } => run::plan_command(&input, purge),
+        Command::Check { input } => check_command(&input),
+        Command::Verify { input: LiveInput { profile, output } } => {
+            run::verify_command(&Input { profile, root: None, output })
+        }
+        Command::Config { input } => {
+            let loaded = load(&input)?;
+            match input.output {
+                Output::Text => print(&loaded.config()),
+                Output::Json => print_json(&json!({ "version": 1, "values": loaded.config_json() })),
+            }
+        }
+        Command::Schema => print_json(&schema()),
+        Command::Gc { upstream, engine } => {
+            log::init();
+            let engine = engine.map(|path| AbsolutePath::parse(&path)).transpose().map_err(refused)?;
+            instance::gc(&UpstreamHost::parse(&upstream).map_err(refused)?, engine.as_ref())?;
+            Ok(code::CONVERGED)
+        }
+        Command::Unit { step } => {
+            log::init();
+            match step {
+                UnitStep::Prepare { upstream } => {
+                    instance::prepare(&UpstreamHost::parse(&upstream).map_err(refused)?)
+                }
+                UnitStep::Ready { upstream } => {
+                    instance::ready(&UpstreamHost::parse(&upstream).map_err(refused)?)
+                }
+            }?;
+            Ok(code::CONVERGED)
+        }
+    }
+}
+
+fn refused(reason: impl std::fmt::Display) -> Refused {
+    Refused(vec![reason.to_string()])
+}
+
+fn print(text: &str) -> Result<u8> {
+    stdout().lock().write_all(text.as_bytes()).context("write to standard output")?;
+    Ok(code::CONVERGED)
+}
+
+fn print_json(value: &serde_json::Value) -> Result<u8> {
+    print(&format!("{value:#}\n"))
+}
+
+fn source(input: &Input) -> Source {
+    match &input.profile {
+        Some(path) if path == Path::new("-") => Source::Stdin,
+        Some(path) => Source::File(path.clone()),
+        None => Source::Layers { root: input.root.clone().unwrap_or_else(|| PathBuf::from("/")) },
+    }
+}
+
+/// The profile was refused, and why has been told.
+#[derive(Debug)]
+struct BadProfile;
+
+impl std::fmt::Display for BadProfile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the profile was refused")
+    }
+}
+
+impl std::error::Error for BadProfile {}
+
+/// Problems as text go to standard error; as JSON they are the answer.
+fn refuse(input: &Input, problems: &Problems) -> BadProfile {
+    let _ = match input.output {
+        Output::Text => stderr().lock().write_all(problems.render(stderr().is_terminal()).as_bytes()),
+        Output::Json => writeln!(stdout().lock(), "{:#}", json!({ "version": 1, "problems": problems })),
+    };
+    BadProfile
+}
+
+fn load(input: &Input) -> Result<Loaded> {
+    profile::load(&source(input)).map_err(|problems| refuse(input, &problems).into())
+}
+
+/// The profile's part of every command: warnings are told, problems end the run.
+fn read_node(input: &Input) -> Result<(Node, Problems)> {
+    let (node, warnings) = load(input)?.node().map_err(|problems| refuse(input, &problems))?;
+    if !warnings.is_empty() {
+        let _ = stderr().lock().write_all(warnings.render(stderr().is_terminal()).as_bytes());
+    }
+    Ok((node, warnings))
+}
+
+fn machine(input: &Input) -> Result<(Root, Box<dyn Host>)> {
+    match &input.root {
+        Some(dir) => {
+            let dir = std::path::absolute(dir).with_context(|| format!("open {}", dir.display()))?;
+            Ok((Root::open(&dir)?, Box::new(Image)))
+        }
+        None if booted() => {
+            // An image has no journal, and the builder's own is not the place for its events.
+            log::init();
+            Ok((Root::open(Path::new("/"))?, Box::new(Live)))
+        }
+        None => Err(refused(
+            "systemd does not run here: in a chroot or a container, say --root / to write the files only",
+        )
+        .into()),
+    }
+}
+
+fn check_command(input: &Input) -> Result<u8> {
+    let (node, warnings) = read_node(input)?;
+    match input.output {
+        Output::Text => print(&format!(
+            "the profile is right: {} upstreams{}{}{}\n",
+            node.upstreams.len(),
+            node.network.as_ref().map_or("", |_| ", a static address"),
+            node.cache.as_ref().map_or("", |_| ", a cache"),
+            node.containerd.as_ref().map_or("", |_| ", containerd")
+        )),
+        Output::Json => print_json(&json!({ "version": 1, "problems": warnings })),
+    }
+}

@@ -1,0 +1,248 @@
+//! The commands that look at a machine, and the one that changes it.
+
+use std::collections::BTreeSet;
+use std::io::{IsTerminal, stderr, stdout};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::{Input, Output, code, machine, print, print_json, read_node, refused, tell_warning};
+use crate::apply::{Applied, apply};
+use crate::diff::{Action, Diff, Summary, diff, enabled_units};
+use crate::facts::{self, Facts};
+use crate::host::{Host, NetworkWanted};
+use crate::journal::{Manifest, make_state_folder};
+use crate::node::{Node, Schedule};
+use crate::plan::network::is_network_file;
+use crate::plan::timers::timer_drop_in;
+use crate::plan::{Plan, REGISTRY_FOLDER, Refused, STATE, plan};
+use crate::root::{Access, Entry, Lock, Root};
+use crate::verify::{self, Report};
+
+/// Another run's changes are over in seconds; one that waits for containerd takes a minute.
+const LOCK_LIMIT: Duration = Duration::from_secs(300);
+const LOCK_POLL: Duration = Duration::from_millis(100);
+const STATUS_FOLDER: &str = "run/larder";
+const STATUS: &str = "run/larder/status.json";
+
+/// Everything that a run knows before it changes anything.
+struct Prepared {
+    facts: Facts,
+    manifest: Manifest,
+    plan: Plan,
+}
+
+fn prepare(root: &Root, host: &dyn Host, node: &Node) -> Result<Prepared> {
+    let manifest = Manifest::read(root)?;
+    let ours = manifest.entries.keys().any(|path| is_network_file(path));
+    let facts = facts::read(root, host, node, ours)?;
+    let plan = plan(node, &facts)?;
+    Ok(Prepared { facts, manifest, plan })
+}
+
+/// The warnings about what is to change.
+fn warnings<'p>(plan: &'p Plan, diff: &Diff) -> Vec<&'p str> {
+    let changes = |path: &str| diff.changes.iter().any(|change| change.path == path);
+    plan.warnings.iter().filter(|(path, _)| changes(path)).map(|(_, text)| text.as_str()).collect()
+}
+
+fn warn(plan: &Plan, diff: &Diff) {
+    for warning in warnings(plan, diff) {
+        tell_warning(warning);
+    }
+}
+
+/// What only the machine can say against a plan that changes something.
+fn ask_machine(host: &dyn Host, node: &Node, prepared: &Prepared, diff: &Diff) -> Result<()> {
+    let changed: BTreeSet<&str> = diff
+        .changes
+        .iter()
+        .filter(|change| matches!(change.action, Action::WriteFile { .. }))
+        .map(|change| change.path.as_str())
+        .collect();
+    let mut reasons = Vec::new();
+    let mut ports = BTreeSet::new();
+    let mut calendars = BTreeSet::new();
+    for upstream in &node.upstreams {
+        let name = upstream.host.as_str();
+        if node.cache.is_some() && changed.contains(format!("{REGISTRY_FOLDER}/{name}.yml").as_str()) {
+            ports.insert(upstream.port.get());
+        }
+        for (job, schedule) in [("gc", &upstream.gc), ("restart", &upstream.restart)] {
+            if let Schedule::At(calendar) | Schedule::AllAt(calendar) = schedule
+                && changed.contains(timer_drop_in(&format!("larder-{job}@{name}.timer")).as_str())
+            {
+                calendars.insert(calendar.to_string());
+            }
+        }
+    }
+    for (port, holder) in host.port_holders(&ports)? {
+        // Debian's own service is about to be masked.
+        if prepared.facts.debian_registry != Some(port) || !holder.contains(facts::DEBIAN_REGISTRY) {
+            reasons.push(format!(
+                "port {port} is taken by {holder}: stop that, or give the upstream another port"
+            ));
+        }
+    }
+    let bad = host.bad_calendars(&calendars)?;
+    reasons.extend(bad.into_iter().map(|reason| format!("calendar {reason}")));
+    if reasons.is_empty() { Ok(()) } else { Err(Refused(reasons).into()) }
+}
+
+/// What the profile wants on the interface that it means.
+fn address(node: &Node, facts: &Facts) -> Option<NetworkWanted> {
+    let addresses = node.network.as_ref()?.addresses.clone();
+    Some(NetworkWanted { interface: facts.network.interface.clone()?, addresses })
+}
+
+fn lock(root: &Root) -> Result<Lock> {
+    let deadline = Instant::now() + LOCK_LIMIT;
+    root.lock(STATE, || {
+        std::thread::sleep(LOCK_POLL);
+        Instant::now() < deadline
+    })
+}
+
+pub(super) fn plan_command(input: &Input, purge: bool) -> Result<u8> {
+    let (node, _) = read_node(input)?;
+    let (root, host) = machine(input)?;
+    let prepared = prepare(&root, host.as_ref(), &node)?;
+    let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
+    ask_machine(host.as_ref(), &node, &prepared, &diff)?;
+    match input.output {
+        Output::Text => {
+            warn(&prepared.plan, &diff);
+            let mut text = diff.to_string();
+            for left in &prepared.plan.left {
+                text.push_str(&format!("left to the first boot: {left}\n"));
+            }
+            print(&text)?;
+        }
+        Output::Json => {
+            let changes: Vec<_> = diff.changes.iter().map(crate::diff::Change::row).collect();
+            let value = json!({
+                "version": 1,
+                "changes": changes,
+                "make_user": diff.make_user,
+                "summary": diff.summary(),
+                "warnings": warnings(&prepared.plan, &diff),
+                "left": prepared.plan.left,
+            });
+            print_json(&value)?;
+        }
+    }
+    let nothing = diff.is_empty() && prepared.manifest.unfinished.is_none();
+    Ok(if nothing { code::CONVERGED } else { code::SOMETHING_TO_DO })
+}
+
+pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
+    let (node, _) = read_node(input)?;
+    let (root, host) = machine(input)?;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(refused("apply writes root's files: run it as root").into());
+    }
+    let host = host.as_ref();
+    // Refuses before it touches anything, the folder of the lock among it.
+    if !root.exists(STATE) {
+        let prepared = prepare(&root, host, &node)?;
+        ask_machine(host, &node, &prepared, &diff(&prepared.plan, &root, &prepared.manifest, purge)?)?;
+        make_state_folder(&root)?;
+    }
+    let _lock = lock(&root)?;
+    let prepared = prepare(&root, host, &node)?;
+    let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
+    ask_machine(host, &node, &prepared, &diff)?;
+    let address = address(&node, &prepared.facts);
+    warn(&prepared.plan, &diff);
+    let summary = diff.summary();
+    let mut applied = apply(&prepared.plan, &diff, &root, host, prepared.manifest, address.as_ref())?;
+    let started = host.start_resting(&enabled_units(&prepared.plan))?;
+    if !started.is_empty() {
+        tracing::info!(units = started.join(" "), "started what was at rest");
+    }
+    host.in_place();
+    let report = match input.root {
+        Some(_) => None,
+        None => Some(prove(&node, &root, address.as_ref())?),
+    };
+    if let Some(path) = input.profile.as_ref().filter(|_| report.is_some()) {
+        applied.left.push(format!(
+            "the profile {} is not kept: larder.service reads /etc/larder at the next boot",
+            path.display()
+        ));
+    }
+    tell(input.output, summary, &applied, report.as_ref())?;
+    Ok(exit_code(report.as_ref()))
+}
+
+fn exit_code(report: Option<&Report>) -> u8 {
+    if report.is_some_and(|report| report.down() > 0) { code::DOWN } else { code::CONVERGED }
+}
+
+fn tell(output: Output, summary: Summary, applied: &Applied, report: Option<&Report>) -> Result<()> {
+    let mut text = String::new();
+    match output {
+        Output::Json => {
+            let value = json!({
+                "version": 1,
+                "changed": applied.changed,
+                "summary": summary,
+                "kept": applied.kept,
+                "left": applied.left,
+                "report": report,
+            });
+            text = format!("{value:#}\n");
+        }
+        Output::Text => {
+            if applied.changed > 0 {
+                text.push_str(&format!(
+                    "{} created, {} changed, {} removed\n",
+                    summary.create, summary.change, summary.remove
+                ));
+            } else {
+                text.push_str("nothing to change\n");
+            }
+            for line in &applied.kept {
+                text.push_str(&format!("kept aside: {line}\n"));
+            }
+            for line in &applied.left {
+                text.push_str(&format!("note: {line}\n"));
+            }
+            if let Some(report) = report {
+                text.push_str(&report.table(stdout().is_terminal()).to_string());
+            }
+        }
+    }
+    print(&text).map(drop)
+}
+
+/// Runs every check and leaves the report where the next reader finds it.
+fn prove(node: &Node, root: &Root, address: Option<&NetworkWanted>) -> Result<Report> {
+    let interface = address.map(|wanted| wanted.interface.as_str());
+    let checks = verify::checks(node, interface);
+    let mut progress = verify::progress(stderr().is_terminal());
+    let report = verify::run(&checks, node.verify.timeout, progress.as_mut());
+    report.log();
+    if root.entry(STATUS_FOLDER)? == Entry::Absent {
+        root.make_directory(STATUS_FOLDER, Access::root(0o755))?;
+    }
+    // A run that died here left no other trace.
+    root.sweep(STATUS_FOLDER)?;
+    let status = serde_json::to_vec_pretty(&report).context("write the status file")?;
+    root.write(STATUS, &status, Access::root(0o644))?;
+    Ok(report)
+}
+
+pub(super) fn verify_command(input: &Input) -> Result<u8> {
+    let (node, _) = read_node(input)?;
+    let (root, host) = machine(input)?;
+    let prepared = prepare(&root, host.as_ref(), &node)?;
+    let address = address(&node, &prepared.facts);
+    let report = prove(&node, &root, address.as_ref())?;
+    match input.output {
+        Output::Text => print(&report.table(stdout().is_terminal()).to_string())?,
+        Output::Json => print_json(&json!(report))?,
+    };
+    Ok(exit_code(Some(&report)))
+}

@@ -1,0 +1,407 @@
+//! Plan × root × manifest → Diff: what is not yet as it shall be. Its `Display` is what `larder plan` prints.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use anyhow::Result;
+use serde::Serialize;
+use similar::TextDiff;
+
+use crate::facts::USER;
+use crate::journal::{Kind, Manifest};
+use crate::plan::{Content, Plan, Purpose, Refused, Resource, User};
+use crate::root::{Access, Entry, Owner, Root};
+use crate::wake::{Change as Woken, Wakes};
+
+/// Unified diffs show this many lines around a change.
+const CONTEXT_LINES: usize = 2;
+
+/// Everything to do, in an order in which it can be done; removals come last, children first.
+#[derive(Debug, Default)]
+pub struct Diff<'p> {
+    pub changes: Vec<Change<'p>>,
+    /// The registries' user is missing.
+    pub make_user: bool,
+}
+
+/// One path.
+#[derive(Debug)]
+pub struct Change<'p> {
+    pub path: String,
+    pub before: Entry,
+    pub action: Action<'p>,
+    /// What is there now is not ours.
+    pub stranger: Option<Stranger>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action<'p> {
+    MakeDirectory {
+        access: Wanted,
+        data: bool,
+    },
+    WriteFile {
+        bytes: &'p [u8],
+        access: Wanted,
+        content: Content,
+    },
+    Link {
+        target: &'p str,
+    },
+    /// Contents are right.
+    SetAccess {
+        access: Wanted,
+    },
+    /// Somebody else's file with our setting in it, changed by others since.
+    Leave,
+    /// Gives back what was there before, where something was.
+    Remove {
+        kept: Option<String>,
+        kind: Kind,
+    },
+}
+
+/// A mode and an owner by role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    pub mode: u32,
+    pub user: User,
+}
+
+/// Why a file is kept aside before it is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stranger {
+    /// We wrote it once, and somebody changed it.
+    EditedByHand,
+    /// We never wrote it.
+    Foreign,
+}
+
+/// The registry user's ids on this machine.
+///
+/// # Errors
+/// When `etc/passwd` cannot be read.
+pub fn registry_ids(root: &Root) -> Result<Option<Owner>> {
+    let passwd = root.read("etc/passwd")?.unwrap_or_default();
+    let passwd = String::from_utf8_lossy(&passwd);
+    Ok(passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == USER).then_some(())?;
+        let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+        Some(Owner::Id { uid, gid })
+    }))
+}
+
+/// Compares.
+///
+/// # Errors
+/// [`Refused`] where something that is no file is in the way, and I/O errors.
+pub fn diff<'p>(plan: &'p Plan, root: &Root, manifest: &Manifest, purge: bool) -> Result<Diff<'p>> {
+    let ids = if plan.needs_user { registry_ids(root)? } else { None };
+    let mut diff = Diff {
+        changes: Vec::with_capacity(plan.resources.len()),
+        make_user: plan.needs_user && ids.is_none(),
+    };
+    let mut refused = Vec::new();
+    for (path, resource) in &plan.resources {
+        let before = root.entry(path)?;
+        let action = match (resource, &before) {
+            (Resource::Directory { mode, owner, purpose }, _) => {
+                let wanted = Wanted { mode: *mode, user: *owner };
+                match directory(root, path, &before, wanted, *purpose, ids) {
+                    Ok(action) => action,
+                    Err(reason) => {
+                        refused.push(reason);
+                        None
+                    }
+                }
+            }
+            (_, Entry::Directory { .. } | Entry::Other) => {
+                refused.push(format!("{}: wanted a file, got something else: move it away", root.show(path)));
+                None
+            }
+            (Resource::File { content: Content::Edited, .. }, Entry::Link { target }) => {
+                refused.push(format!(
+                    "{}: a symbolic link to {target}: larder edits that file only in its own place",
+                    root.show(path)
+                ));
+                None
+            }
+            (Resource::File { bytes, mode, content }, _) => file(bytes, *mode, *content, &before),
+            (Resource::Link { target }, Entry::Link { target: now }) if now == target => None,
+            (Resource::Link { target }, _) => Some(Action::Link { target }),
+        };
+        if let Some(action) = action {
+            let stranger = stranger(&action, path, &before, manifest);
+            diff.changes.push(Change { path: path.clone(), before, action, stranger });
+        }
+    }
+    if !refused.is_empty() {
+        return Err(Refused(refused).into());
+    }
+    removals(plan, root, manifest, purge, &mut diff)?;
+    Ok(diff)
+}
+
+fn directory<'p>(
+    root: &Root,
+    path: &str,
+    before: &Entry,
+    wanted: Wanted,
+    purpose: Purpose,
+    ids: Option<Owner>,
+) -> Result<Option<Action<'p>>, String> {
+    match before {
+        Entry::Absent => Ok(Some(Action::MakeDirectory { access: wanted, data: purpose == Purpose::Data })),
+        // Folders that were there before are the operator's; a store must be the registry's.
+        Entry::Directory { access } if purpose == Purpose::Data => {
+            let owner = match wanted.user {
+                User::Root => Some(Owner::Root),
+                User::Registry => ids,
+            };
+            let right = access.mode == wanted.mode && owner == Some(access.owner);
+            Ok((!right).then_some(Action::SetAccess { access: wanted }))
+        }
+        Entry::Directory { .. } => Ok(None),
+        Entry::Link { .. } if root.exists(&format!("{path}/.")) => Ok(None),
+        _ => Err(format!("{}: wanted a folder, got something else: move it away", root.show(path))),
+    }
+}
+
+fn file<'p>(bytes: &'p [u8], mode: u32, content: Content, before: &Entry) -> Option<Action<'p>> {
+    let mut access = Wanted { mode, user: User::Root };
+    if let Entry::File { bytes: now, access: now_access } = before {
+        if content == Content::Edited {
+            // The mode is its owner's business.
+            access.mode = now_access.mode;
+            return (now != bytes).then_some(Action::WriteFile { bytes, access, content });
+        }
+        if now == bytes {
+            let right = now_access.mode == mode && now_access.owner == Owner::Root;
+            return (!right).then_some(Action::SetAccess { access });
+        }
+    }
+    Some(Action::WriteFile { bytes, access, content })
+}
+
+fn stranger(action: &Action, path: &str, before: &Entry, manifest: &Manifest) -> Option<Stranger> {
+    let replaces = matches!(action, Action::Link { .. })
+        || matches!(action, Action::WriteFile { content, .. } if *content != Content::Edited);
+    if !replaces || *before == Entry::Absent {
+        return None;
+    }
+    match manifest.entries.get(path) {
+        Some(owned) if !owned.found => (!manifest.wrote(path, before)).then_some(Stranger::EditedByHand),
+        _ => Some(Stranger::Foreign),
+    }
+}
+
+/// What is ours and no longer wanted.
+fn removals(plan: &Plan, root: &Root, manifest: &Manifest, purge: bool, diff: &mut Diff) -> Result<()> {
+    for (path, owned) in manifest.entries.iter().rev() {
+        if plan.resources.contains_key(path) {
+            continue;
+        }
+        let before = root.entry(path)?;
+        if owned.found || (owned.kind == Kind::Data && !purge) {
+            continue;
+        }
+        let edited = !manifest.wrote(path, &before) && before != Entry::Absent;
+        let stranger = match owned.kind {
+            Kind::File | Kind::Link if edited => Some(Stranger::EditedByHand),
+            _ => None,
+        };
+        let action = match owned.kind {
+            Kind::Edited if edited => Action::Leave,
+            kind => Action::Remove { kept: owned.kept.clone(), kind },
+        };
+        diff.changes.push(Change { path: path.clone(), before, action, stranger });
+    }
+    Ok(())
+}
+
+impl Diff<'_> {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && !self.make_user
+    }
+
+    /// What these changes mean for the running machine.
+    #[must_use]
+    pub fn wakes(&self, plan: &Plan) -> Wakes {
+        let mut wakes = Wakes::default();
+        for change in &self.changes {
+            match &change.action {
+                Action::Link { target } => wakes.add(&change.path, Woken::Linked { target }),
+                Action::WriteFile { .. } | Action::SetAccess { .. } => wakes.add(&change.path, Woken::File),
+                Action::Remove { kept: Some(_), .. } if matches!(change.before, Entry::File { .. }) => {
+                    wakes.add(&change.path, Woken::File);
+                }
+                Action::Remove { .. } if change.before != Entry::Absent => {
+                    wakes.add(&change.path, Woken::Removed);
+                }
+                Action::Remove { .. } | Action::MakeDirectory { .. } | Action::Leave => {}
+            }
+        }
+        wakes.settle(&enabled_units(plan));
+        wakes
+    }
+
+    /// The exact numbers, `3 to create, 1 to change, 0 to remove`.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let mut summary = Summary::default();
+        for change in &self.changes {
+            match (&change.action, &change.before) {
+                (Action::Remove { .. }, Entry::Absent) | (Action::Leave, _) => {}
+                (Action::Remove { .. }, _) => summary.remove += 1,
+                (_, Entry::Absent) => summary.create += 1,
+                _ => summary.change += 1,
+            }
+        }
+        summary
+    }
+}
+
+/// Every unit that the plan enables.
+#[must_use]
+pub fn enabled_units(plan: &Plan) -> BTreeSet<String> {
+    plan.resources
+        .keys()
+        .filter_map(|path| path.rsplit_once(".wants/").map(|(_, unit)| unit.to_owned()))
+        .collect()
+}
+
+/// Every unit that the plan masks.
+#[must_use]
+pub fn masked_units(plan: &Plan) -> BTreeSet<String> {
+    let mask = |(path, resource): (&String, &Resource)| match resource {
+        Resource::Link { target } if target == "/dev/null" => Some(path.rsplit('/').next()?.to_owned()),
+        _ => None,
+    };
+    plan.resources.iter().filter_map(mask).collect()
+}
+
+/// Counts of paths.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    pub create: usize,
+    pub change: usize,
+    pub remove: usize,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to create, {} to change, {} to remove", self.create, self.change, self.remove)
+    }
+}
+
+/// One line of `larder plan --output json`.
+#[derive(Debug, Serialize)]
+pub struct Row<'d> {
+    pub path: &'d str,
+    pub action: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stranger: Option<Stranger>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub diff: Option<String>,
+}
+
+impl Change<'_> {
+    /// For machines.
+    #[must_use]
+    pub fn row(&self) -> Row<'_> {
+        Row { path: &self.path, action: self.verb(), stranger: self.stranger, diff: self.text() }
+    }
+
+    fn verb(&self) -> &'static str {
+        match (&self.action, &self.before) {
+            (Action::MakeDirectory { .. }, _) => "create folder",
+            (Action::Link { .. }, Entry::Absent) => "create link",
+            (Action::Link { .. }, _) => "change link",
+            (Action::WriteFile { .. }, Entry::Absent) => "create",
+            (Action::WriteFile { .. }, _) => "change",
+            (Action::SetAccess { .. }, _) => "change mode of",
+            (Action::Remove { kept: Some(_), .. }, _) => "give back",
+            (Action::Leave, _) => "leave, it was changed by others since:",
+            (Action::Remove { .. }, _) => "remove",
+        }
+    }
+
+    /// A unified diff where there is text to compare; never of a secret.
+    fn text(&self) -> Option<String> {
+        let Action::WriteFile { bytes, content, .. } = &self.action else { return None };
+        if *content == Content::Secret {
+            return Some("(a secret: not shown)\n".to_owned());
+        }
+        let before = match &self.before {
+            Entry::File { bytes, .. } => String::from_utf8_lossy(bytes),
+            Entry::Link { target } => format!("(a link to {target})\n").into(),
+            _ => "".into(),
+        };
+        let after = String::from_utf8_lossy(bytes);
+        let mut text = String::new();
+        for hunk in TextDiff::from_lines(before.as_ref(), after.as_ref())
+            .unified_diff()
+            .context_radius(CONTEXT_LINES)
+            .iter_hunks()
+        {
+            text.push_str(&hunk.to_string());
+        }
+        Some(text)
+    }
+}
+
+impl fmt::Display for Change<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.verb(), self.path)?;
+        match &self.action {
+            Action::Link { target } => write!(f, " -> {target}")?,
+            Action::MakeDirectory { access, .. } | Action::SetAccess { access } => {
+                let user = match access.user {
+                    User::Root => "root",
+                    User::Registry => USER,
+                };
+                write!(f, " ({:04o} {user})", access.mode)?;
+            }
+            _ => {}
+        }
+        match self.stranger {
+            Some(Stranger::EditedByHand) => f.write_str("  [edited by hand: kept aside]")?,
+            Some(Stranger::Foreign) => f.write_str("  [not larder's: kept aside]")?,
+            None => {}
+        }
+        writeln!(f)?;
+        for line in self.text().iter().flat_map(|text| text.lines()) {
+            // A file of somebody else's may hold what a terminal would obey.
+            let clean: String =
+                line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
+            writeln!(f, "    {clean}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Diff<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.make_user {
+            writeln!(f, "create system user {USER}")?;
+        }
+        for change in &self.changes {
+            if !(matches!(change.action, Action::Remove { .. }) && change.before == Entry::Absent) {
+                change.fmt(f)?;
+            }
+        }
+        writeln!(f, "{}", self.summary())
+    }
+}
+
+/// A role's ids, once the user is there.
+#[must_use]
+pub fn resolve(wanted: Wanted, ids: Option<Owner>) -> Option<Access> {
+    match wanted.user {
+        User::Root => Some(Access::root(wanted.mode)),
+        User::Registry => Some(Access { mode: wanted.mode, owner: ids? }),
+    }
+}

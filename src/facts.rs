@@ -1,0 +1,267 @@
+//! Read-only: what this machine is, as far as the plan depends on it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use zeroize::Zeroizing;
+
+use crate::host::Host;
+use crate::node::{Engine, Network, Node, SecretSource, UpstreamHost};
+use crate::root::Root;
+use crate::template::UNITS;
+
+pub mod binary;
+
+/// The system user that registries run as.
+pub const USER: &str = "larder";
+/// containerd's own configuration (containerd-config.toml(5)).
+pub const CONTAINERD_CONFIG: &str = "etc/containerd/config.toml";
+/// The unit of Debian's docker-registry package: it takes port 5000 on every address.
+pub const DEBIAN_REGISTRY: &str = "docker-registry.service";
+
+const PACKAGED_UNITS: [&str; 2] = ["usr/lib/systemd/system", "lib/systemd/system"];
+/// systemd's own search path for programs that a unit names without a folder (systemd.service(5)).
+const PROGRAM_FOLDERS: [&str; 6] = ["usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin"];
+/// Debian's name and upstream's.
+const REGISTRY_PROGRAMS: [&str; 2] = ["docker-registry", "registry"];
+
+/// What the plan needs to know.
+#[derive(Debug, Default)]
+pub struct Facts {
+    pub registry: Option<Registry>,
+    /// Units of ours that a package has put in `/usr/lib`.
+    pub packaged: Vec<&'static str>,
+    /// The port of Debian's own registry service, where that package is.
+    pub debian_registry: Option<u16>,
+    pub containerd: Containerd,
+    pub network: NetworkState,
+    /// The upstream passwords that could be read.
+    pub passwords: BTreeMap<UpstreamHost, Zeroizing<String>>,
+    /// What stands in the way, each a line for the operator.
+    pub problems: Vec<String>,
+}
+
+/// A Distribution binary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registry {
+    /// Absolute, on the machine itself.
+    pub program: String,
+    pub major: u32,
+}
+
+#[derive(Debug, Default)]
+pub struct Containerd {
+    /// Major version of the binary, where there is one.
+    pub major: Option<u32>,
+    pub config: Option<String>,
+    /// The files that `imports` names, in order.
+    pub imports: Vec<(String, String)>,
+}
+
+/// Who has the interface, and what it has.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct NetworkState {
+    /// The interface that the profile means, by its name here.
+    pub interface: Option<String>,
+    pub manager: Manager,
+    /// The address, its prefix and the default route are there for good already, by somebody else's file.
+    pub already_right: bool,
+    pub cloud_init: bool,
+}
+
+/// What configures the interface, with the evidence.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub enum Manager {
+    #[default]
+    Networkd,
+    Other {
+        name: &'static str,
+        evidence: String,
+    },
+    /// networkd, with a file that sorts before ours: ours would be read and never used.
+    Shadowed {
+        file: String,
+    },
+    Nobody {
+        evidence: String,
+    },
+    /// Only the running machine can tell.
+    LaterAtBoot {
+        reason: String,
+    },
+}
+
+/// Reads what the plan for `node` depends on. Problems of the machine are collected, not returned as an
+/// error, so that the operator sees all of them.
+///
+/// # Errors
+/// When a file that is there cannot be read.
+pub fn read(root: &Root, host: &dyn Host, node: &Node, network_is_ours: bool) -> Result<Facts> {
+    let mut facts = Facts { packaged: packaged(root), ..Facts::default() };
+    if let Some(cache) = &node.cache {
+        facts.registry = find_registry(root, &cache.engine)?;
+        if facts.registry.is_none() {
+            facts.problems.push(match &cache.engine {
+                Engine::Auto => "no registry binary found in /usr/local/bin or /usr/bin: install Debian's \
+                                 docker-registry or Distribution's registry"
+                    .to_owned(),
+                Engine::Binary(path) => format!("cache.engine: {path} is no Distribution registry binary"),
+            });
+        }
+        facts.debian_registry = debian_registry(root)?;
+        read_passwords(root, node, &mut facts)?;
+    }
+    if node.containerd.is_some() {
+        facts.containerd = read_containerd(root)?;
+    }
+    if let Some(network) = &node.network {
+        facts.network = read_network(root, host, network, network_is_ours)?;
+    }
+    Ok(facts)
+}
+
+fn packaged(root: &Root) -> Vec<&'static str> {
+    let Some(folder) = PACKAGED_UNITS.iter().find(|folder| root.exists(&format!("{folder}/larder.service")))
+    else {
+        return Vec::new();
+    };
+    UNITS.iter().map(|unit| unit.name).filter(|name| root.exists(&format!("{folder}/{name}"))).collect()
+}
+
+/// Finds a program where systemd would.
+#[must_use]
+pub fn find_program(root: &Root, name: &str) -> Option<String> {
+    PROGRAM_FOLDERS.iter().map(|folder| format!("{folder}/{name}")).find(|path| root.exists(path))
+}
+
+/// Finds the registry binary and its major version.
+///
+/// # Errors
+/// When a binary that is there cannot be read.
+pub fn find_registry(root: &Root, engine: &Engine) -> Result<Option<Registry>> {
+    let candidates = match engine {
+        Engine::Binary(path) => vec![path.as_str().trim_start_matches('/').to_owned()],
+        Engine::Auto => REGISTRY_PROGRAMS.iter().filter_map(|name| find_program(root, name)).collect(),
+    };
+    for path in candidates {
+        let Some(file) = root.open_file(&path)? else { continue };
+        if let Some(package) = binary::main_package(&file)
+            && package.contains("/distribution/")
+        {
+            return Ok(Some(Registry { program: format!("/{path}"), major: binary::major(&package, 2) }));
+        }
+    }
+    Ok(None)
+}
+
+fn debian_registry(root: &Root) -> Result<Option<u16>> {
+    if !PACKAGED_UNITS.iter().any(|folder| root.exists(&format!("{folder}/{DEBIAN_REGISTRY}"))) {
+        return Ok(None);
+    }
+    #[derive(serde::Deserialize)]
+    struct Config {
+        http: Http,
+    }
+    #[derive(serde::Deserialize)]
+    struct Http {
+        addr: String,
+    }
+    let config = root.read("etc/docker/registry/config.yml")?;
+    let addr = config.and_then(|bytes| serde_yaml::from_slice::<Config>(&bytes).ok()).map(|c| c.http.addr);
+    let port = addr.and_then(|addr| addr.rsplit_once(':')?.1.parse().ok());
+    // The package's own default, where its file cannot be understood.
+    Ok(Some(port.unwrap_or(5000)))
+}
+
+fn read_passwords(root: &Root, node: &Node, facts: &mut Facts) -> Result<()> {
+    for upstream in &node.upstreams {
+        let Some(credentials) = &upstream.credentials else { continue };
+        let found = match &credentials.password {
+            SecretSource::Literal(text) => Some(text.clone()),
+            SecretSource::Env(name) => crate::host::environment(name),
+            SecretSource::File(path) => read_secret(root, path)?,
+            SecretSource::Credential(name) => crate::host::credential(root, name)?,
+        };
+        match found {
+            Some(password) => {
+                facts.passwords.insert(upstream.host.clone(), password);
+            }
+            None => facts.problems.push(format!(
+                "upstreams.{}.password: {} is not there",
+                upstream.host,
+                match &credentials.password {
+                    SecretSource::Literal(_) => "the text".to_owned(),
+                    SecretSource::Env(name) => format!("the environment variable {name}"),
+                    SecretSource::File(path) => root.show(&below(path)),
+                    SecretSource::Credential(name) => format!("the systemd credential {name}"),
+                }
+            )),
+        }
+    }
+    Ok(())
+}
+
+fn below(path: &Path) -> String {
+    path.to_string_lossy().trim_start_matches('/').to_owned()
+}
+
+fn read_secret(root: &Root, path: &Path) -> Result<Option<Zeroizing<String>>> {
+    let Some(bytes) = root.read(&below(path))? else { return Ok(None) };
+    let text =
+        String::from_utf8(bytes).ok().with_context(|| format!("read {}: not UTF-8", path.display()))?;
+    let text = Zeroizing::new(text);
+    let secret = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(Some(Zeroizing::new(secret.strip_suffix('\r').unwrap_or(secret).to_owned())))
+}
+
+fn read_containerd(root: &Root) -> Result<Containerd> {
+    let mut containerd = Containerd::default();
+    if let Some(path) = find_program(root, "containerd")
+        && let Some(file) = root.open_file(&path)?
+    {
+        containerd.major = binary::main_package(&file).map(|package| binary::major(&package, 1));
+    }
+    let Some(bytes) = root.read(CONTAINERD_CONFIG)? else { return Ok(containerd) };
+    let text = String::from_utf8(bytes)
+        .ok()
+        .with_context(|| format!("read {}: not UTF-8", root.show(CONTAINERD_CONFIG)))?;
+    for path in import_paths(root, &text)? {
+        if let Some(bytes) = root.read(&path)? {
+            containerd.imports.push((path, String::from_utf8_lossy(&bytes).into_owned()));
+        }
+    }
+    containerd.config = Some(text);
+    Ok(containerd)
+}
+
+/// The files that `imports` of the main file names; `*` in the last component is a glob, and relative paths
+/// start at the main file's folder.
+fn import_paths(root: &Root, text: &str) -> Result<Vec<String>> {
+    let Ok(document) = text.parse::<toml_edit::DocumentMut>() else { return Ok(Vec::new()) };
+    let mut paths = Vec::new();
+    for pattern in document.get("imports").and_then(|i| i.as_array()).into_iter().flatten() {
+        let Some(pattern) = pattern.as_str() else { continue };
+        let pattern = match pattern.strip_prefix('/') {
+            Some(absolute) => absolute.to_owned(),
+            None => format!("etc/containerd/{pattern}"),
+        };
+        let (folder, name) = pattern.rsplit_once('/').unwrap_or(("", &pattern));
+        match name.split_once('*') {
+            None => paths.push(pattern),
+            Some((start, end)) => {
+                let fits = |n: &String| {
+                    n.len() >= start.len() + end.len() && n.starts_with(start) && n.ends_with(end)
+                };
+                paths.extend(root.list(folder)?.into_iter().filter(fits).map(|n| format!("{folder}/{n}")));
+            }
+        }
+    }
+    Ok(paths)
+}
+
+fn read_network(root: &Root, host: &dyn Host, wanted: &Network, ours: bool) -> Result<NetworkState> {
+    let mut state = host.network(root, wanted, ours)?;
+    state.cloud_init = root.exists("etc/cloud");
+    Ok(state)
+}

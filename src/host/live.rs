@@ -1,0 +1,269 @@
+//! The running machine: systemd by `systemctl`, never waiting without a bound.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tracing::{info, warn};
+
+use super::image::sysusers_line;
+use super::{Done, Host, NetworkWanted, command, network, state};
+use crate::facts::NetworkState;
+use crate::node::Network;
+use crate::root::Root;
+use crate::wake::Wakes;
+
+/// For one command that does not wait for anything.
+const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+/// A unit that is going away: a registry may drain a pull for as long as its TimeoutStopSec= says.
+const STOP_LIMIT: Duration = Duration::from_secs(340);
+/// Until a queued restart has replaced the old process; one that drains longer goes on by itself.
+const RESTART_LIMIT: Duration = Duration::from_secs(10);
+/// networkd needs a tenth of a second, duplicate address detection for IPv6 two.
+const ADDRESS_LIMIT: Duration = Duration::from_secs(15);
+/// containerd was back in 0.6 s on every version; a node full of containers takes longer.
+const CONTAINERD_LIMIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
+const CONTAINERD: &str = "containerd.service";
+
+/// The machine that this process runs on.
+pub struct Live;
+
+fn soon() -> Instant {
+    Instant::now() + COMMAND_LIMIT
+}
+
+/// `systemctl --no-block`: waiting for a job that is itself ordered after cloud-init would never end when
+/// cloud-init is what runs us.
+fn queue(verb: &str, units: &BTreeSet<String>) -> Result<()> {
+    if units.is_empty() {
+        return Ok(());
+    }
+    let mut args = vec!["--no-block", "--no-ask-password", verb, "--"];
+    args.extend(units.iter().map(String::as_str));
+    command::run("systemctl", &args, soon())?;
+    info!(units = %units.iter().map(String::as_str).collect::<Vec<_>>().join(" "), "systemctl {verb}");
+    Ok(())
+}
+
+fn states(units: &BTreeSet<String>) -> Result<Vec<state::UnitState>> {
+    let units: Vec<String> = units.iter().cloned().collect();
+    state::unit_states(&units, soon())
+}
+
+/// Polls until `done` says so or `limit` is over; whether it was done.
+fn poll(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if done()? {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        sleep(POLL);
+    }
+}
+
+impl Host for Live {
+    fn network(&self, root: &Root, wanted: &Network, ours: bool) -> Result<NetworkState> {
+        network::find(root, wanted, ours)
+    }
+
+    fn make_user(&self, _root: &Root, name: &str) -> Result<Done> {
+        let line = sysusers_line(name);
+        command::run("systemd-sysusers", &["--inline", &line], soon())
+            .with_context(|| format!("make the system user {name}"))?;
+        Ok(Done::Now)
+    }
+
+    fn try_containerd_config(&self, root: &Root, path: &str) -> Result<()> {
+        if command::find("containerd").is_none() {
+            return Ok(());
+        }
+        let shown = root.show(path);
+        command::run("containerd", &["--config", &shown, "config", "dump"], soon())
+            .map(drop)
+            .context("try the new containerd configuration")
+    }
+
+    fn bad_calendars(&self, expressions: &BTreeSet<String>) -> Result<Vec<String>> {
+        bad_calendars(expressions)
+    }
+
+    fn port_holders(&self, ports: &BTreeSet<u16>) -> Result<Vec<(u16, String)>> {
+        network::port_holders(ports)
+    }
+
+    fn stop(&self, wakes: &Wakes) -> Result<BTreeSet<String>> {
+        let running: BTreeSet<String> =
+            states(&wakes.stop)?.into_iter().filter(|s| !s.is_at_rest()).map(|s| s.name).collect();
+        queue("stop", &running)?;
+        let stopped = poll(STOP_LIMIT, || Ok(states(&running)?.iter().all(state::UnitState::is_at_rest)))?;
+        ensure!(stopped, "stop {}: still running", running.into_iter().collect::<Vec<_>>().join(" "));
+        Ok(running)
+    }
+
+    fn wake(&self, wakes: &Wakes, wanted: Option<&NetworkWanted>, begun: &mut Wakes) -> Result<()> {
+        if wakes.reload {
+            begun.reload = true;
+            command::run("systemctl", &["daemon-reload"], soon())?;
+        }
+        if wakes.network {
+            begun.network = true;
+            command::run("networkctl", &["reload"], soon())?;
+            if let Some(wanted) = wanted {
+                wait_for_addresses(wanted)?;
+            }
+        }
+        begun.start.clone_from(&wakes.start);
+        queue("start", &startable(&wakes.start)?)?;
+        begun.restart.clone_from(&wakes.restart);
+        restart(&wakes.restart)?;
+        if wakes.containerd {
+            begun.containerd = true;
+            restart_containerd()?;
+        }
+        Ok(())
+    }
+
+    fn in_place(&self) {
+        if let Err(error) = notify("READY=1") {
+            warn!("tell systemd that all is in place: {error}");
+        }
+    }
+
+    fn start_resting(&self, enabled: &BTreeSet<String>) -> Result<Vec<String>> {
+        let resting: BTreeSet<String> = states(enabled)?
+            .into_iter()
+            .filter(|s| s.is_at_rest() && s.load == "loaded" && s.name != "larder.service")
+            .map(|s| s.name)
+            .collect();
+        queue("start", &resting)?;
+        Ok(resting.into_iter().collect())
+    }
+}
+
+/// A unit of somebody else's that we unmasked starts only where its owner has it enabled.
+fn startable(units: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+    let (ours, others): (BTreeSet<String>, BTreeSet<String>) =
+        units.iter().cloned().partition(|unit| unit.starts_with("larder"));
+    let enabled = states(&others)?.into_iter().filter(|s| s.unit_file == "enabled").map(|s| s.name);
+    Ok(ours.into_iter().chain(enabled).collect())
+}
+
+fn wait_for_addresses(wanted: &NetworkWanted) -> Result<()> {
+    let there = |address: &ipnetwork::IpNetwork| -> Result<bool> {
+        Ok(state::addresses()?.iter().any(|(name, has)| {
+            *name == wanted.interface && has.ip() == address.ip() && has.prefix() == address.prefix()
+        }))
+    };
+    for address in &wanted.addresses {
+        if !poll(ADDRESS_LIMIT, || there(address))? {
+            bail!(
+                "set the address {address} on {}: systemd-networkd took the file, but the link has not got it",
+                wanted.interface
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Restarts what runs, and waits a little for the new processes, so that nobody takes the old one's answer
+/// for the new one's.
+fn restart(units: &BTreeSet<String>) -> Result<()> {
+    let before = states(units)?;
+    let running: BTreeSet<String> =
+        before.iter().filter(|s| !s.is_at_rest()).map(|s| s.name.clone()).collect();
+    queue("restart", &running)?;
+    poll(RESTART_LIMIT, || {
+        let now = states(&running)?;
+        Ok(now.iter().all(|now| {
+            let old = before.iter().find(|old| old.name == now.name);
+            !now.job && old.is_none_or(|old| now.main_pid.is_none() || now.main_pid != old.main_pid)
+        }))
+    })?;
+    Ok(())
+}
+
+fn restart_containerd() -> Result<()> {
+    let unit = BTreeSet::from([CONTAINERD.to_owned()]);
+    let before = states(&unit)?;
+    // At rest it reads the new file when it starts. At boot it is queued behind us: waiting for it would be a
+    // deadlock.
+    // One that failed, by our doing perhaps, is brought back.
+    if before.iter().all(|s| s.active == "inactive") {
+        return Ok(());
+    }
+    queue("reset-failed", &unit)?;
+    queue("restart", &unit)?;
+    poll(RESTART_LIMIT, || Ok(states(&unit)?.iter().all(|s| !s.job)))?;
+    let mut last = String::new();
+    let up = poll(CONTAINERD_LIMIT, || {
+        let now = state::cri(soon())?;
+        last = now.to_string();
+        Ok(now == state::CriState::Ok)
+    })?;
+    ensure!(up, "restart containerd: CRI did not come up with the new configuration: {last}");
+    Ok(())
+}
+
+/// A message to the service manager, where this is a service that it wants to hear from (sd_notify(3)).
+fn notify(message: &str) -> std::io::Result<()> {
+    let Ok(socket) = std::env::var("NOTIFY_SOCKET") else { return Ok(()) };
+    let address = match socket.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&socket)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address)?;
+    Ok(())
+}
+
+/// One call for all: `systemd-analyze calendar` prints what it cannot read and goes on.
+pub(super) fn bad_calendars(expressions: &BTreeSet<String>) -> Result<Vec<String>> {
+    let mut bad = Vec::new();
+    if expressions.is_empty() || command::find("systemd-analyze").is_none() {
+        return Ok(bad);
+    }
+    for expression in expressions {
+        let output =
+            command::Invocation::new("systemd-analyze", &["calendar", "--", expression]).output(soon())?;
+        if !output.status.success() {
+            let said = output.stderr.lines().next().unwrap_or("not a calendar expression");
+            bad.push(format!("{expression:?}: {said}"));
+        }
+    }
+    Ok(bad)
+}
+
+/// A file of the kernel's or of a manager's, as text.
+pub(super) fn read(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Past the test harness, which shows what a passing test prints to nobody.
+    fn not_run(why: std::fmt::Arguments) {
+        use std::io::Write;
+        std::io::stderr().write_all(format!("NOT RUN: {why}\n").as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn systemd_names_the_calendars_that_it_cannot_read() {
+        if command::find("systemd-analyze").is_none() {
+            not_run(format_args!("no systemd-analyze here"));
+            return;
+        }
+        let all = ["weekly", "Sun *-*-* 03:00", "Sun 25:00"].map(str::to_owned).into();
+        let bad = bad_calendars(&all).unwrap();
+        assert_eq!(bad.len(), 1, "{bad:?}");
+        assert!(bad.iter().all(|line| line.starts_with("\"Sun 25:00\": ")), "{bad:?}");
+    }
+}

@@ -1,0 +1,181 @@
+//! What the units of one registry run beside the registry itself: before its start, after it, and for its
+//! garbage collection. All of it runs as the registry's own user, in its sandbox.
+
+use std::net::SocketAddr;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::kill;
+use nix::unistd::{Gid, Pid, Uid, getegid, geteuid, setgid, setgroups, setuid};
+use tracing::{info, warn};
+
+use crate::diff::registry_ids;
+use crate::facts::{self, Registry};
+use crate::host::command::Invocation;
+use crate::node::{AbsolutePath, Engine, UpstreamHost};
+use crate::plan::REGISTRY_FOLDER;
+use crate::plan::registry::GC_LOCK;
+use crate::root::{Access, Owner, Root};
+use crate::template::RegistryConfig;
+
+/// Below the store's root folder (distribution's storage layout, `registry/storage/paths.go`).
+const REPOSITORIES: &str = "docker/registry/v2/repositories";
+const BLOBS: &str = "docker/registry/v2/blobs";
+/// The proxy's own list of what expires when.
+const SCHEDULER: &str = "scheduler-state.json";
+/// Below the unit's TimeoutStartSec=, so that the reason is ours to give.
+const READY_LIMIT: Duration = Duration::from_secs(80);
+/// Below the GC unit's TimeoutStartSec=.
+const GC_LIMIT: Duration = Duration::from_secs(5 * 3600);
+const GC_POLL: Duration = Duration::from_secs(2);
+const READY_POLL: Duration = Duration::from_millis(25);
+
+fn config(root: &Root, host: &UpstreamHost) -> Result<RegistryConfig> {
+    let path = config_path(host);
+    let bytes = root.read(&path)?.with_context(|| format!("read {}: not there", root.show(&path)))?;
+    RegistryConfig::parse(&String::from_utf8_lossy(&bytes))
+        .with_context(|| format!("read {}", root.show(&path)))
+}
+
+fn config_path(host: &UpstreamHost) -> String {
+    format!("{REGISTRY_FOLDER}/{host}.yml")
+}
+
+/// Makes what the registry and its collector expect of a store, and sets aside what would keep the registry
+/// from starting. The store's own folder is there: apply made it.
+///
+/// # Errors
+/// On I/O errors.
+pub fn prepare(host: &UpstreamHost) -> Result<()> {
+    let root = Root::open(std::path::Path::new("/"))?;
+    prepare_store(&root, store(&config(&root, host)?))
+}
+
+fn store(config: &RegistryConfig) -> &str {
+    config.storage.filesystem.rootdirectory.trim_start_matches('/')
+}
+
+fn prepare_store(root: &Root, store: &str) -> Result<()> {
+    for folder in [REPOSITORIES, BLOBS] {
+        root.make_directories(&format!("{store}/{folder}"), own_access(0o750))?;
+    }
+    let state = format!("{store}/{SCHEDULER}");
+    if let Some(bytes) = root.read(&state)?
+        && serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_err()
+    {
+        // Distribution 2 and 3.0 write it in place; after a power cut they panic at every start.
+        warn!(path = root.show(&state), "set aside: not JSON; what it listed will not expire by itself");
+        root.write(&format!("{state}.broken"), &bytes, own_access(0o640))?;
+        root.remove(&state)?;
+    }
+    Ok(())
+}
+
+/// Files of the store belong to whom this process runs as: the units', or after [`become_registry_user`].
+fn own_access(mode: u32) -> Access {
+    let owner = Owner::Id { uid: geteuid().as_raw(), gid: getegid().as_raw() };
+    Access { mode, owner }
+}
+
+/// Waits until the registry answers, as long as its process lives.
+///
+/// # Errors
+/// When it ended, or did not answer in 80 s.
+pub fn ready(host: &UpstreamHost) -> Result<()> {
+    let root = Root::open(std::path::Path::new("/"))?;
+    let config = config(&root, host)?;
+    let address = probe_address(&config.http.addr)?;
+    let main: Option<i32> = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok());
+    let deadline = Instant::now() + READY_LIMIT;
+    loop {
+        if crate::verify::http::get_status(address, "/v2/", Duration::from_secs(2)).is_ok_and(|s| s == 200) {
+            return Ok(());
+        }
+        if let Some(pid) = main
+            && kill(Pid::from_raw(pid), None).is_err()
+        {
+            bail!(
+                "{host}: the registry ended before it listened on {address}: its upstream is probably away"
+            );
+        }
+        if Instant::now() >= deadline {
+            bail!(
+                "{host}: wanted 200 from http://{address}/v2/, got no answer in {} s: its upstream is \
+                 probably silent",
+                READY_LIMIT.as_secs()
+            );
+        }
+        sleep(READY_POLL);
+    }
+}
+
+/// Distribution's `:5000` is every address.
+fn probe_address(addr: &str) -> Result<SocketAddr> {
+    let text = match addr.strip_prefix(':') {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => addr.to_owned(),
+    };
+    text.parse().with_context(|| format!("read the listen address {addr:?}"))
+}
+
+/// Runs the engine's own garbage collection, one registry of the node at a time.
+///
+/// # Errors
+/// When the engine is missing or its collector fails.
+pub fn gc(host: &UpstreamHost, engine: Option<&AbsolutePath>) -> Result<()> {
+    let root = Root::open(std::path::Path::new("/"))?;
+    become_registry_user(&root)?;
+    let config = config(&root, host)?;
+    let engine = engine.map_or(Engine::Auto, |path| Engine::Binary(path.clone()));
+    let registry = facts::find_registry(&root, &engine)?.context("collect: no registry binary found")?;
+    let deadline = Instant::now() + GC_LIMIT;
+    let _turn = root.lock(GC_LOCK, || {
+        sleep(GC_POLL);
+        Instant::now() < deadline
+    })?;
+    let store = store(&config);
+    prepare_store(&root, store)?;
+    complete_repositories(&root, store, &registry)?;
+    let started = Instant::now();
+    let path = root.show(&config_path(host));
+    // Never -m: on 2.x it fails on images without a tag and deletes the platforms of multi-arch images.
+    Invocation::new(&registry.program, &["garbage-collect", &path])
+        .env("OTEL_TRACES_EXPORTER", "none")
+        .quiet()
+        .run(deadline)?;
+    info!(upstream = host.as_str(), seconds = started.elapsed().as_secs(), "garbage collected");
+    Ok(())
+}
+
+/// By hand this is called as root, who must not leave files of its own in a store, nor trust what is in there.
+fn become_registry_user(root: &Root) -> Result<()> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let Some(Owner::Id { uid, gid }) = registry_ids(root)? else {
+        bail!("collect: there is no user {}: run `larder apply` first", facts::USER);
+    };
+    setgroups(&[])
+        .and_then(|()| setgid(Gid::from_raw(gid)))
+        .and_then(|()| setuid(Uid::from_raw(uid)))
+        .with_context(|| format!("become the user {}", facts::USER))
+}
+
+/// Distribution 3's collector stops at a repository that holds a manifest and no layer yet.
+fn complete_repositories(root: &Root, store: &str, registry: &Registry) -> Result<()> {
+    if registry.major < 3 {
+        return Ok(());
+    }
+    let mut folders = vec![format!("{store}/{REPOSITORIES}")];
+    while let Some(folder) = folders.pop() {
+        let names = root.list(&folder)?;
+        if names.iter().any(|name| name == "_manifests") && !names.iter().any(|name| name == "_layers") {
+            root.make_directory(&format!("{folder}/_layers"), own_access(0o750))?;
+        }
+        folders.extend(
+            names.iter().filter(|name| !name.starts_with('_')).map(|name| format!("{folder}/{name}")),
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! Larder turns a plain Linux machine into a working part of a registry-mirror fleet, from one YAML file.
+//!
+//! ```text
+//! YAML ─▶ profile ─▶ node ─┐
+//!                          ├─▶ plan ─▶ diff ─▶ apply [journal · root · host] ─▶ verify ─▶ report
+//! this machine ─▶ facts ───┘
+//! ```
+//!
+//! Desired state is a value, and everything up to that value is pure. The modules below stand in the
+//! pipeline's order.
+
+pub mod cli;
+pub mod log;
+
+pub mod profile;
+pub mod node;
+pub mod facts;
+pub mod plan;
+pub mod template;
+pub mod diff;
+pub mod wake;
+pub mod apply;
+pub mod journal;
+pub mod root;
+#[expect(clippy::disallowed_methods, reason = "this is where programs are run and the machine is asked")]
+pub mod host;
+pub mod verify;
+
+pub mod instance;

@@ -1,0 +1,185 @@
+//! The validated model: what this node shall be. A [`Node`] cannot be built wrong; everything in it is a
+//! type that can only be made from valid text.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use zeroize::Zeroizing;
+
+mod build;
+mod check;
+mod choices;
+mod form;
+mod text;
+mod upstream;
+mod values;
+pub use build::schema;
+pub use text::*;
+
+/// What a profile asks of one machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// In the profile's order; hosts and ports are each unique.
+    pub upstreams: Vec<Upstream>,
+    /// Absent: the address stays as it is.
+    pub network: Option<Network>,
+    /// Present: this node runs one registry per upstream.
+    pub cache: Option<Cache>,
+    /// Present: this node's containerd pulls through the caches.
+    pub containerd: Option<Containerd>,
+    pub verify: Verify,
+}
+
+/// One upstream registry and the port every cache of the fleet serves it on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Upstream {
+    pub host: UpstreamHost,
+    pub port: Port,
+    pub remote: RemoteUrl,
+    pub credentials: Option<Credentials>,
+    /// What the verification asks the upstream for; `None` where no public repository is known.
+    pub probe: Option<Repository>,
+    /// Already resolved against `cache.gc`.
+    pub gc: Schedule,
+    /// Already resolved against `cache.restart`.
+    pub restart: Schedule,
+}
+
+/// For the cache's own pulls.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Credentials {
+    pub username: String,
+    pub password: SecretSource,
+}
+
+/// Where a secret's bytes are; the bytes are read only when files are rendered.
+#[derive(Clone, PartialEq)]
+pub enum SecretSource {
+    /// Written in the profile itself.
+    Literal(Zeroizing<String>),
+    /// Absolute path; one trailing newline is not part of the secret.
+    File(PathBuf),
+    /// A systemd credential.
+    Credential(String),
+    /// An environment variable of `larder apply`.
+    Env(String),
+}
+
+impl fmt::Debug for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Literal(_) => f.write_str("Literal(hidden)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Credential(name) => f.debug_tuple("Credential").field(name).finish(),
+            Self::Env(name) => f.debug_tuple("Env").field(name).finish(),
+        }
+    }
+}
+
+/// When a timer elapses.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Schedule {
+    Never,
+    /// `hourly`, `daily`, `weekly`, `monthly`: the instant within the period is ours to choose.
+    Every(Period),
+    /// Written for this one upstream: taken to the letter.
+    At(Calendar),
+    /// Written for all upstreams of the node: systemd delays each by its own fixed share of an hour.
+    AllAt(Calendar),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Period {
+    Hourly,
+    Daily,
+    Weekly,
+    Monthly,
+}
+
+/// The static address, in netplan's words.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Network {
+    pub interface: InterfaceMatch,
+    /// At least one; each with its prefix length; host parts are kept.
+    pub addresses: Vec<IpNetwork>,
+    pub routes: Vec<Route>,
+    pub nameservers: Vec<IpAddr>,
+    pub search: Vec<DomainName>,
+    pub mtu: Option<Mtu>,
+    pub renderer: Renderer,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InterfaceMatch {
+    /// The one with the default route, else the only physical one.
+    Auto,
+    Name(InterfaceName),
+    Mac(MacAddress),
+}
+
+/// `to` is `None` for the default route of `via`'s family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub to: Option<IpNetwork>,
+    pub via: IpAddr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renderer {
+    Auto,
+    Networkd,
+    Netplan,
+    NetworkManager,
+    Ifupdown,
+}
+
+/// This node as a cache.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cache {
+    pub listen: Listen,
+    pub engine: Engine,
+    /// Absolute; each upstream has a folder of its name in it.
+    pub storage: AbsolutePath,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// Every address of the node.
+    Any,
+    Address(IpAddr),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Engine {
+    /// The registry binary found on the machine.
+    Auto,
+    Binary(AbsolutePath),
+}
+
+/// This node's containerd as a client.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Containerd {
+    /// Caches in the order in which they are tried; empty: this node itself.
+    pub caches: Vec<CacheHost>,
+    pub certs_dir: AbsolutePath,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verify {
+    /// For all checks together.
+    pub timeout: Duration,
+    pub upstreams: UpstreamPolicy,
+}
+
+/// What an unreachable upstream means for the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamPolicy {
+    Warn,
+    Require,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,300 @@
+//! From the profile as written to the model: defaults, then what only shows when values meet.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use serde_json::json;
+
+use super::choices::EngineForm;
+use super::form;
+use super::upstream::{Defaults, all};
+use super::values::{Keyed, Order};
+use super::{
+    AbsolutePath, Cache, CacheHost, Containerd, Engine, Listen, Node, Period, Renderer, Schedule, Upstream,
+    UpstreamHost, UpstreamPolicy, Verify,
+};
+use crate::profile::decode::{At, Decode, Decoder, PROBLEMS};
+use crate::profile::record::set;
+use crate::profile::{Loaded, Place, Problem, Problems};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+const STORAGE: &str = "/var/lib/larder";
+const CERTS_DIR: &str = "/etc/containerd/certs.d";
+
+/// Where the data of a cache cannot be: other programs' places, and those that the units hide or that a boot
+/// empties.
+const NO_STORAGE: [&str; 17] = [
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/home",
+    "/lib",
+    "/lib64",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/sys",
+    "/tmp",
+    "/usr",
+    "/var/lib/larder/state",
+    "/var/run",
+    "/var/tmp",
+];
+
+impl Loaded {
+    /// What the profile asks for, and the warnings.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the profile, warnings included.
+    pub fn node(&self) -> Result<(Node, Problems), Problems> {
+        let mut decoder = Decoder::default();
+        let profile = form::Profile::decode(self.tree(), &mut decoder);
+        let says = |key| self.tree().says(key) || decoder.is_meant(self.tree(), key);
+        let blocks =
+            Blocks { upstreams: says("upstreams"), cache: says("cache"), containerd: says("containerd") };
+        let mut build = Build { loaded: self, blocks, problems: decoder.finish() };
+        let node = profile.and_then(|profile| build.node(profile));
+        let problems = self.problems(build.problems);
+        match node {
+            Some(node) if problems.errors() == 0 => Ok((node, problems)),
+            _ => Err(problems),
+        }
+    }
+}
+
+/// The JSON Schema (draft 2020-12) of a whole profile. It takes what the parser takes, and refuses what a schema
+/// can: rules between values are the parser's alone.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    let mut schema = form::Profile::schema();
+    set(&mut schema, "$schema", "https://json-schema.org/draft/2020-12/schema");
+    set(&mut schema, "title", "Larder profile");
+    set(&mut schema, "description", "What one machine of a registry-mirror fleet shall be");
+    if let Some(upstream) = schema.pointer_mut("/properties/upstreams/additionalProperties") {
+        set(upstream, "dependentRequired", json!({ "username": ["password"], "password": ["username"] }));
+    }
+    if let Some(addresses) = schema.pointer_mut("/properties/network/properties/addresses") {
+        set(addresses, "minItems", 1);
+    }
+    schema
+}
+
+/// Gathers problems while the model is put together from what could be decoded. A value that could not be has
+/// been reported; nothing is concluded from its absence.
+pub(super) struct Build<'a> {
+    pub(super) loaded: &'a Loaded,
+    blocks: Blocks,
+    problems: Vec<Problem>,
+}
+
+/// Which blocks are written, right or wrong.
+struct Blocks {
+    upstreams: bool,
+    cache: bool,
+    containerd: bool,
+}
+
+impl Build<'_> {
+    pub(super) fn error(&mut self, place: Place, message: impl Into<String>, help: impl Into<String>) {
+        self.report(Problem::error(place, message).help(help));
+    }
+
+    pub(super) fn report(&mut self, problem: Problem) {
+        if self.problems.len() < PROBLEMS {
+            self.problems.push(problem);
+        }
+    }
+
+    fn node(&mut self, profile: form::Profile) -> Option<Node> {
+        let form::Profile { version: _, upstreams, network, cache, containerd, verify } = profile;
+        let network = network.map(|network| self.network(network.value));
+        let own: Option<&[At<IpNetwork>]> =
+            network.as_ref().and_then(|network| network.addresses.whole.then_some(&*network.addresses.items));
+        let listen = cache.as_ref().map(|cache| self.listen(&cache.value, network.is_some(), own));
+        let listen_at = cache.as_ref().and_then(|cache| cache.value.listen).map(|listen| listen.place);
+        self.missing_blocks(cache.as_ref(), containerd.as_ref(), upstreams.as_ref());
+        let (gc, restart) = match &cache {
+            Some(cache) => (cache.value.gc.clone(), cache.value.restart.clone()),
+            None => (None, None),
+        };
+        let defaults = Defaults {
+            gc: all(gc, Schedule::Every(Period::Weekly)),
+            restart: all(restart, Schedule::Every(Period::Hourly)),
+        };
+        let forms = upstreams.map_or_else(Vec::new, |upstreams| upstreams.value.entries);
+        self.ports(&forms);
+        if let Some(listen) = listen {
+            self.loops(&forms, listen, own.unwrap_or_default());
+            self.open_credentials(&forms, listen);
+        }
+        let count = forms.len();
+        let upstreams: Vec<Upstream> =
+            forms.into_iter().filter_map(|(host, form)| self.upstream(host, form, &defaults)).collect();
+        let is_whole = upstreams.len() == count;
+        let cache = match (cache, listen) {
+            (Some(cache), Some(listen)) => Some(self.cache(cache.value, listen)?),
+            _ => None,
+        };
+        let containerd = match containerd {
+            Some(containerd) => Some(self.containerd(containerd, listen, listen_at)?),
+            None => None,
+        };
+        let network = match network {
+            Some(network) => Some(network.finish()?),
+            None => None,
+        };
+        let verify = Verify {
+            timeout: verify.as_ref().and_then(|v| v.timeout).map_or(TIMEOUT, |timeout| timeout.value),
+            upstreams: verify.and_then(|verify| verify.upstreams).unwrap_or(UpstreamPolicy::Warn),
+        };
+        is_whole.then_some(Node { upstreams, network, cache, containerd, verify })
+    }
+
+    /// Blocks that make no sense without another.
+    fn missing_blocks(
+        &mut self,
+        cache: Option<&At<form::Cache>>,
+        containerd: Option<&At<form::Containerd>>,
+        upstreams: Option<&At<Keyed<UpstreamHost, form::Upstream>>>,
+    ) {
+        let has_upstreams = match upstreams {
+            Some(upstreams) => upstreams.value.is_written,
+            None => self.blocks.upstreams,
+        };
+        let example = "write `upstreams: { docker.io: { port: 5000 } }`";
+        for (name, place) in [("cache", cache.map(|c| c.place)), ("containerd", containerd.map(|c| c.place))]
+        {
+            if let Some(place) = place.filter(|_| !has_upstreams) {
+                self.error(place, format!("{name}: there are no upstreams"), example);
+            }
+        }
+        if let (Some(upstreams), false) = (upstreams, self.blocks.cache || self.blocks.containerd) {
+            let message = "upstreams: nothing here uses them: there is neither `cache` nor `containerd`";
+            self.report(
+                Problem::warning(upstreams.place, message).help(
+                    "write `cache: {}` or `containerd: {}`; without `upstreams` this warning goes away",
+                ),
+            );
+        }
+        if let Some(containerd) = containerd {
+            let names_caches = match &containerd.value.caches {
+                Some(caches) => !caches.value.items.is_empty() || !caches.value.whole,
+                None => self.loaded.tree().get("containerd").is_some_and(|block| block.says("caches")),
+            };
+            if !names_caches && !self.blocks.cache {
+                let message =
+                    "containerd: there is no cache to pull through: this node is none, and none is named";
+                self.error(
+                    containerd.place,
+                    message,
+                    "write `caches: [10.0.20.10]`, or `cache: {}` beside `containerd`",
+                );
+            }
+        }
+    }
+
+    fn cache(&mut self, form: form::Cache, listen: Listen) -> Option<Cache> {
+        let engine = match form.engine {
+            None => Engine::Auto,
+            Some(engine) => match engine.value {
+                EngineForm::Auto => Engine::Auto,
+                EngineForm::Binary(path) => Engine::Binary(path),
+            },
+        };
+        let storage = match form.storage {
+            None => AbsolutePath::parse(STORAGE).ok()?,
+            Some(storage) => {
+                let path = storage.value.0;
+                let within = |root: &&&str| path.as_path().starts_with(root);
+                if let Some(root) = NO_STORAGE.iter().find(within) {
+                    let message = format!("cache.storage: no data can be kept in {root}");
+                    self.error(
+                        storage.place,
+                        message,
+                        "write a folder below /var/lib, /srv or a mount of its own",
+                    );
+                } else if path.as_str() == "/" {
+                    let message = "cache.storage: the root folder is not for the caches alone";
+                    self.error(
+                        storage.place,
+                        message,
+                        "write a folder below /var/lib, /srv or a mount of its own",
+                    );
+                }
+                path
+            }
+        };
+        Some(Cache { listen, engine, storage })
+    }
+
+    fn containerd(
+        &mut self,
+        form: At<form::Containerd>,
+        listen: Option<Listen>,
+        listen_at: Option<Place>,
+    ) -> Option<Containerd> {
+        let At { value: form, place } = form;
+        if let Some(order) = form.order.filter(|order| order.value == Order::Spread) {
+            self.error(order.place, "containerd.order: `spread` is not supported yet", "write `listed`");
+        }
+        if let Some(fallback) = form.fallback.filter(|fallback| !fallback.value) {
+            self.error(fallback.place, "containerd.fallback: `false` is not supported yet", "write `true`");
+        }
+        let caches = form.caches.map_or_else(Vec::new, |caches| caches.value.items);
+        let mut seen = HashMap::new();
+        for cache in &caches {
+            self.cache_host(cache);
+            if let Some(first) = seen.insert(&cache.value, cache.place) {
+                let message = format!("containerd.caches: {} is here twice", cache.value);
+                let problem = Problem::error(cache.place, message).related(first, "first here");
+                self.report(problem.help("keep one of them"));
+            }
+        }
+        if caches.is_empty()
+            && let Some(Listen::Address(IpAddr::V6(address))) = listen
+        {
+            let message =
+                format!("containerd: older versions cannot read a cache's IPv6 address ({address})");
+            let problem =
+                Problem::error(place, message).help("write a name that leads to this node: `caches: [NAME]`");
+            self.report(match listen_at {
+                Some(listen) => problem.related(listen, "the only address of the cache"),
+                None => problem,
+            });
+        }
+        let certs_dir = match form.certs_dir {
+            None => AbsolutePath::parse(CERTS_DIR).ok()?,
+            Some(path) => {
+                if path.value.as_str() == "/" {
+                    let message = "containerd.certs_dir: the root folder is not for hosts.toml files alone";
+                    self.error(path.place, message, format!("write {CERTS_DIR}"));
+                }
+                path.value
+            }
+        };
+        Some(Containerd { caches: caches.into_iter().map(|cache| cache.value).collect(), certs_dir })
+    }
+
+    fn cache_host(&mut self, cache: &At<CacheHost>) {
+        let CacheHost::Address(address) = cache.value else { return };
+        if address.is_unspecified() || address.is_multicast() {
+            let message = format!("containerd.caches: {address} is no machine's address");
+            self.error(cache.place, message, "write the address on which the cache listens");
+        } else if address.is_ipv6() {
+            // A TOML error in containerd 1.6 and 1.7: the whole hosts.toml would be ignored.
+            let message = format!(
+                "containerd.caches: older versions of containerd cannot read an IPv6 address ({address})"
+            );
+            self.error(cache.place, message, "write a name that leads to it");
+        }
+    }
+}
+
+/// What this version can do.
+pub(super) fn is_supported(renderer: Renderer) -> bool {
+    matches!(renderer, Renderer::Auto | Renderer::Networkd)
+}

@@ -1,0 +1,216 @@
+//! Values of the profile that are spelt in more than one way.
+
+use serde_json::{Value as Json, json};
+use zeroize::Zeroizing;
+
+use super::form::Mirror;
+use super::values::refusal;
+use super::{
+    AbsolutePath, CredentialName, EnvName, Image, InterfaceMatch, InterfaceName, MacAddress, RemoteUrl,
+    SecretSource,
+};
+use crate::profile::decode::{At, Decode, Decoder, Step};
+use crate::profile::record::{keyword, record, set};
+use crate::profile::{Problem, Value};
+
+/// A name, a MAC address, or `auto`.
+#[derive(Debug)]
+pub struct InterfaceForm(pub InterfaceMatch);
+
+record! {
+    /// An interface by its address.
+    struct InterfaceMac {
+        /// The interface's MAC address.
+        #[required = "mac: \"52:54:00:12:34:56\""]
+        mac: MacAddress,
+    }
+}
+
+impl Decode for InterfaceForm {
+    fn decode<'a>(value: &'a Value, decoder: &mut Decoder<'a>) -> Option<Self> {
+        if value.is_map() {
+            return InterfaceMac::decode(value, decoder)?.mac.map(|mac| Self(InterfaceMatch::Mac(mac)));
+        }
+        decoder.parse(value, |text| match text {
+            "auto" => Ok(Self(InterfaceMatch::Auto)),
+            _ => match InterfaceName::parse(text) {
+                Ok(name) => Ok(Self(InterfaceMatch::Name(name))),
+                Err(message) => Err(refusal(value, message)),
+            },
+        })
+    }
+
+    fn schema() -> Json {
+        json!({ "oneOf": [InterfaceName::schema(), InterfaceMac::schema()] })
+    }
+}
+
+/// The registry program.
+#[derive(Debug)]
+pub enum EngineForm {
+    Auto,
+    Binary(AbsolutePath),
+}
+
+record! {
+    /// The registry program: a binary, or an image with what runs it.
+    struct EngineMap {
+        /// The registry binary.
+        binary: AbsolutePath,
+        /// What runs the image. Not supported yet.
+        container: At<Runtime>,
+        /// The registry's image. Not supported yet.
+        image: Image,
+    }
+}
+
+/// What runs containers.
+#[derive(Debug)]
+pub enum Runtime {
+    Podman,
+    Docker,
+}
+
+keyword!(Runtime {
+    "podman" => Runtime::Podman,
+    "docker" => Runtime::Docker,
+});
+
+impl Decode for EngineForm {
+    fn decode<'a>(value: &'a Value, decoder: &mut Decoder<'a>) -> Option<Self> {
+        if !value.is_map() {
+            return decoder.parse(value, |text| match text {
+                "auto" => Ok(Self::Auto),
+                _ => Err(Problem::error(value.place(), "wanted `auto` or a map")
+                    .help("write `auto`, or `{ binary: /usr/local/bin/registry }`")),
+            });
+        }
+        let EngineMap { binary, container, image } = EngineMap::decode(value, decoder)?;
+        match (binary, container, image) {
+            (Some(binary), None, None) => Some(Self::Binary(binary)),
+            (Some(_), _, _) => {
+                let problem = decoder.problem(value.place(), "two engines at once");
+                decoder.push(problem.help("write either `binary`, or `container` and `image`"));
+                None
+            }
+            (None, Some(container), Some(_)) => {
+                decoder.not_yet(container.place);
+                None
+            }
+            (None, Some(_), None) if !value.has("image") => {
+                decoder.missing("image", value, "image: \"registry:3\"");
+                None
+            }
+            (None, None, Some(_)) if !value.has("container") => {
+                decoder.missing("container", value, "container: podman");
+                None
+            }
+            (None, None, None) if !value.has("binary") => {
+                decoder.missing("binary", value, "binary: /usr/local/bin/registry");
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn schema() -> Json {
+        let mut map = EngineMap::schema();
+        set(&mut map, "minProperties", 1);
+        set(&mut map, "not", json!({ "required": ["binary", "container"] }));
+        set(&mut map, "dependentRequired", json!({ "container": ["image"], "image": ["container"] }));
+        json!({ "oneOf": [{ "const": "auto" }, map] })
+    }
+}
+
+/// Where the data is.
+#[derive(Debug)]
+pub struct StorageForm(pub AbsolutePath);
+
+const DRIVERS: [&str; 3] = ["s3", "azure", "gcs"];
+
+impl Decode for StorageForm {
+    fn decode<'a>(value: &'a Value, decoder: &mut Decoder<'a>) -> Option<Self> {
+        if !value.is_map() {
+            return AbsolutePath::decode(value, decoder).map(Self);
+        }
+        let (driver, field) = decoder.one_key(value, &DRIVERS)?;
+        decoder.within(Step::Key(driver), |decoder| {
+            decoder.map(&field.value)?;
+            decoder.not_yet(field.key);
+            None
+        })
+    }
+
+    fn schema() -> Json {
+        let drivers = DRIVERS.map(|driver| {
+            json!({
+                "type": "object", "required": [driver], "additionalProperties": false,
+                "properties": { driver: { "type": "object", "description": "Not supported yet." } },
+            })
+        });
+        let options: Vec<Json> = std::iter::once(AbsolutePath::schema()).chain(drivers).collect();
+        json!({ "oneOf": options })
+    }
+}
+
+/// A secret: the text itself, or where it is.
+#[derive(Debug)]
+pub struct Secret(pub SecretSource);
+
+const SECRET_KEYS: [&str; 3] = ["file", "credential", "env"];
+
+impl Decode for Secret {
+    fn decode<'a>(value: &'a Value, decoder: &mut Decoder<'a>) -> Option<Self> {
+        if value.is_list() {
+            return decoder.wrong(value, "text, or `{ file: PATH }`");
+        }
+        if !value.is_map() {
+            return decoder.parse(value, |text| {
+                if text.is_empty() || text.chars().any(char::is_control) {
+                    return Err(Problem::error(value.place(), "wanted one line of text"));
+                }
+                Ok(Self(SecretSource::Literal(Zeroizing::new(text.to_owned()))))
+            });
+        }
+        let (key, field) = decoder.one_key(value, &SECRET_KEYS)?;
+        Some(Self(match key {
+            "file" => SecretSource::File(decoder.field::<AbsolutePath>(key, field)?.as_path().to_owned()),
+            "credential" => {
+                SecretSource::Credential(decoder.field::<CredentialName>(key, field)?.to_string())
+            }
+            _ => SecretSource::Env(decoder.field::<EnvName>(key, field)?.to_string()),
+        }))
+    }
+
+    fn schema() -> Json {
+        let one = |key: &str, mut schema: Json, about: &str| {
+            set(&mut schema, "description", about);
+            json!({
+                "type": "object", "properties": { key: schema }, "required": [key], "additionalProperties": false,
+            })
+        };
+        json!({ "oneOf": [
+            { "type": "string", "minLength": 1, "description": "The secret itself." },
+            one("file", AbsolutePath::schema(), "A file that holds the secret."),
+            one("credential", CredentialName::schema(), "A systemd credential."),
+            one("env", EnvName::schema(), "An environment variable of `larder apply`."),
+        ] })
+    }
+}
+
+/// A URL alone, or with what goes with it.
+#[derive(Debug)]
+pub struct MirrorForm;
+
+impl Decode for MirrorForm {
+    fn decode<'a>(value: &'a Value, decoder: &mut Decoder<'a>) -> Option<Self> {
+        if value.is_map() {
+            return Mirror::decode(value, decoder).map(|_| Self);
+        }
+        RemoteUrl::decode(value, decoder).map(|_| Self)
+    }
+
+    fn schema() -> Json {
+        json!({ "oneOf": [RemoteUrl::schema(), Mirror::schema()] })
+    }
+}

@@ -1,0 +1,213 @@
+//! The profile as it is written: one type per block, one field per key. What a value means, and whether it fits
+//! the others, is decided in [`super::build`].
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+
+use super::choices::{EngineForm, InterfaceForm, MirrorForm, Secret, StorageForm};
+use super::values::{Capability, Downloads, Keyed, Order, ScheduleForm, Version};
+use super::{
+    AbsolutePath, CacheHost, DomainName, HeaderName, HelperName, MirrorHost, Mtu, Port, RemoteUrl, Renderer,
+    Repository, RouteTarget, Size, UpstreamHost, UpstreamPolicy, Username,
+};
+use crate::profile::decode::{At, List, NotYet};
+use crate::profile::record::record;
+
+record! {
+    /// What one machine of a registry-mirror fleet shall be.
+    pub struct Profile {
+        /// The version of this format.
+        #[required = "version: 1"]
+        version: Version,
+        /// What the fleet pulls, and the port on which every cache serves it. The same block goes to every node.
+        upstreams: At<Keyed<UpstreamHost, Upstream>>,
+        /// This node's static address. Leave the block out to keep the address as it is.
+        network: At<Network>,
+        /// Present: this node runs one pull-through registry per upstream.
+        cache: At<Cache>,
+        /// Present: this node's containerd pulls through these caches.
+        containerd: At<Containerd>,
+        /// What has to be shown before a run counts as done.
+        verify: Verify,
+    }
+}
+
+record! {
+    /// One upstream registry.
+    #[written = "{ port: 5000 }"]
+    pub struct Upstream {
+        /// The port on which every cache of the fleet serves this upstream.
+        #[required = "port: 5000"]
+        port: At<Port>,
+        /// The upstream's own URL; https://<name> by default.
+        remote: At<RemoteUrl>,
+        /// For the cache's own pulls.
+        username: At<Username>,
+        /// For the cache's own pulls: the text itself, or where it is.
+        password: At<Secret>,
+        /// A docker credential helper, for tokens that expire. Not supported yet.
+        credential_helper: NotYet<HelperName>,
+        /// Trusted for this upstream only. Not supported yet.
+        ca: NotYet<AbsolutePath>,
+        /// The repository that the verification asks for; known upstreams have a default.
+        probe: At<Repository>,
+        /// The most that this upstream's data may take. Not supported yet.
+        max_size: NotYet<Size>,
+        /// When unreferenced data is collected; cache.gc by default.
+        gc: At<ScheduleForm>,
+        /// When the registry is restarted; cache.restart by default.
+        restart: At<ScheduleForm>,
+    }
+}
+
+record! {
+    /// The static address.
+    #[written = "{ addresses: [10.0.20.10/24] }"]
+    pub struct Network {
+        /// The interface; by default the one with the default route, else the only physical one.
+        interface: At<InterfaceForm>,
+        /// Each with its prefix length.
+        #[required = "addresses: [10.0.20.10/24]"]
+        addresses: At<List<At<IpNetwork>>>,
+        /// The default route.
+        gateway: At<IpAddr>,
+        /// More routes.
+        routes: Vec<At<Route>>,
+        /// DNS servers.
+        nameservers: Nameservers,
+        /// Bytes.
+        mtu: At<Mtu>,
+        /// What sets the address: what the machine has, by default.
+        renderer: At<Renderer>,
+    }
+}
+
+record! {
+    /// One route.
+    #[written = "{ to: default, via: 10.0.20.1 }"]
+    pub struct Route {
+        /// `default`, or a network with its prefix length.
+        #[required = "to: default"]
+        to: At<RouteTarget>,
+        /// The router.
+        #[required = "via: 10.0.20.1"]
+        via: At<IpAddr>,
+    }
+}
+
+record! {
+    /// DNS.
+    #[written = "{ addresses: [10.0.20.1] }"]
+    pub struct Nameservers {
+        /// In the order in which they are asked.
+        addresses: Vec<At<IpAddr>>,
+        /// Domains in which short names are looked up.
+        search: Vec<DomainName>,
+    }
+}
+
+record! {
+    /// This node as a cache.
+    #[written = "{}"]
+    pub struct Cache {
+        /// The address that the registries listen on; by default the first static IPv4 address, else every one.
+        listen: At<IpAddr>,
+        /// The registry program; by default the binary that is found.
+        engine: At<EngineForm>,
+        /// Where the data is.
+        storage: At<StorageForm>,
+        /// The most that all upstreams together may take. Not supported yet.
+        max_size: NotYet<Size>,
+        /// When unreferenced data is collected; weekly by default.
+        gc: At<ScheduleForm>,
+        /// When the registries are restarted; hourly by default.
+        restart: At<ScheduleForm>,
+        /// Serve https. Not supported yet.
+        tls: NotYet<Tls>,
+        /// The address and port of Distribution's Prometheus metrics. Not supported yet.
+        metrics: NotYet<std::net::SocketAddr>,
+    }
+}
+
+record! {
+    /// A certificate and its key.
+    #[written = "{ certificate: /etc/ssl/cache.pem, key: /etc/ssl/private/cache.key }"]
+    pub struct Tls {
+        /// The certificate chain.
+        #[required = "certificate: /etc/ssl/cache.pem"]
+        certificate: AbsolutePath,
+        /// The private key.
+        #[required = "key: /etc/ssl/private/cache.key"]
+        key: AbsolutePath,
+    }
+}
+
+record! {
+    /// This node's containerd as a client.
+    #[written = "{ caches: [10.0.20.10] }"]
+    pub struct Containerd {
+        /// Tried in this order; by default this node, when it is a cache.
+        caches: At<List<At<CacheHost>>>,
+        /// `spread` lets each node try them in an order of its own. Only `listed` is supported yet.
+        order: At<Order>,
+        /// `false`: the upstream itself is never asked. Only `true` is supported yet.
+        fallback: At<bool>,
+        /// The folder of the hosts.toml files.
+        certs_dir: At<AbsolutePath>,
+        /// More endpoints for one upstream, after the caches. Not supported yet.
+        mirrors: NotYet<Keyed<MirrorHost, Vec<MirrorForm>>>,
+        /// How many layers of an image are downloaded at once. Not supported yet.
+        max_concurrent_downloads: NotYet<Downloads>,
+        /// This node's own credentials for a registry host. Not supported yet.
+        auth: NotYet<Keyed<UpstreamHost, Login>>,
+    }
+}
+
+record! {
+    /// One endpoint.
+    pub struct Mirror {
+        /// Where it is.
+        #[required = "url: https://mirror.example.com"]
+        url: RemoteUrl,
+        /// The path of the URL is the whole path, `/v2` included.
+        override_path: bool,
+        /// What it is asked for.
+        capabilities: Vec<Capability>,
+        /// Trusted for this endpoint only.
+        ca: AbsolutePath,
+        /// Certificate and key that containerd shows to it.
+        client: Vec<AbsolutePath>,
+        /// Take any certificate.
+        skip_verify: bool,
+        /// Sent with each request.
+        headers: Keyed<HeaderName, Secret>,
+        /// How long a connection may take.
+        dial_timeout: Duration,
+    }
+}
+
+record! {
+    /// Credentials.
+    #[written = "{ username: ci, password: { file: /etc/larder/secrets/example } }"]
+    pub struct Login {
+        /// Who.
+        #[required = "username: ci"]
+        username: Username,
+        /// The text itself, or where it is.
+        #[required = "password: { file: /etc/larder/secrets/example }"]
+        password: Secret,
+    }
+}
+
+record! {
+    /// What has to be shown before a run counts as done.
+    #[written = "{ timeout: 60s }"]
+    pub struct Verify {
+        /// For all checks together.
+        timeout: At<Duration>,
+        /// `require`: an unreachable upstream fails the run.
+        upstreams: UpstreamPolicy,
+    }
+}

@@ -1,0 +1,84 @@
+//! What there is to prove of a node.
+
+use super::{Check, Probe};
+use crate::node::{Cache, Node, Schedule, Upstream, UpstreamPolicy};
+use crate::plan::local_address;
+
+/// The checks of `node`, whose address is on `interface` where that is known.
+#[must_use]
+pub fn checks(node: &Node, interface: Option<&str>) -> Vec<Check> {
+    let addresses = node.network.iter().flat_map(|network| &network.addresses).map(|address| Check {
+        subject: "network".to_owned(),
+        probe: Probe::Address { address: *address, interface: interface.map(str::to_owned) },
+    });
+    let registries = node.cache.iter().flat_map(|cache| {
+        node.upstreams.iter().flat_map(|upstream| of_registry(upstream, cache, node.verify.upstreams))
+    });
+    let containerd =
+        node.containerd.iter().map(|_| Check { subject: "containerd".to_owned(), probe: Probe::Cri });
+    addresses.chain(registries).chain(containerd).collect()
+}
+
+fn of_registry(upstream: &Upstream, cache: &Cache, policy: UpstreamPolicy) -> Vec<Check> {
+    let host = upstream.host.as_str();
+    let address = local_address(cache, upstream);
+    let mut probes = vec![
+        Probe::Unit { unit: format!("larder-registry@{host}.service") },
+        Probe::Endpoint { address },
+        Probe::Upstream {
+            address,
+            repository: upstream.probe.as_ref().map(|probe| probe.as_str().to_owned()),
+            required: policy == UpstreamPolicy::Require,
+        },
+    ];
+    for (job, schedule) in [("gc", &upstream.gc), ("restart", &upstream.restart)] {
+        if *schedule != Schedule::Never {
+            probes.push(Probe::Timer { unit: format!("larder-{job}@{host}.timer") });
+        }
+    }
+    probes.into_iter().map(|probe| Check { subject: host.to_owned(), probe }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::{Source, load};
+
+    fn lines(profile: &str, interface: Option<&str>) -> Vec<String> {
+        let source = Source::Text { name: "profile.yaml".to_owned(), text: profile.to_owned() };
+        let (node, _) =
+            load(&source).and_then(|loaded| loaded.node()).unwrap_or_else(|problems| panic!("{problems}"));
+        checks(&node, interface)
+            .iter()
+            .map(|check| format!("{}: {}", check.subject, check.probe.wanted()))
+            .collect()
+    }
+
+    #[test]
+    fn node_is_checked_for_all_that_it_shall_be() {
+        let profile = "version: 1\n\
+            upstreams:\n  ghcr.io: { port: 5010 }\n  quay.io: { port: 5020, restart: never }\n\
+            network: { addresses: [10.0.20.10/24], routes: [{ to: default, via: 10.0.20.1 }] }\n\
+            cache: {}\ncontainerd: {}\n";
+        let got = lines(profile, Some("eth0"));
+        let of = |subject: &str| got.iter().filter(|line| line.starts_with(subject)).collect::<Vec<_>>();
+        assert_eq!(of("network"), ["network: 10.0.20.10/24 on eth0"]);
+        assert_eq!(
+            of("quay.io"),
+            [
+                "quay.io: larder-registry@quay.io.service active",
+                "quay.io: 200 from http://10.0.20.10:5020/v2/",
+                "quay.io: 404 from HEAD http://10.0.20.10:5020/v2/prometheus/busybox/blobs/sha256:000...",
+                "quay.io: larder-gc@quay.io.timer armed",
+            ]
+        );
+        assert_eq!((of("ghcr.io").len(), of("containerd").len(), got.len()), (5, 1, 11));
+    }
+
+    #[test]
+    fn cache_on_every_address_is_asked_on_loopback() {
+        let profile = "version: 1\nupstreams: { ghcr.io: { port: 5010 } }\ncache: { listen: 0.0.0.0 }\n";
+        let got = lines(profile, None);
+        assert!(got.contains(&"ghcr.io: 200 from http://127.0.0.1:5010/v2/".to_owned()), "got {got:#?}");
+    }
+}

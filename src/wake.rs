@@ -1,0 +1,228 @@
+//! What a change on disk means for the running machine. One table for creation, change and removal alike, so
+//! that an upstream that leaves the profile is stopped by the same rules that started it.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::facts::CONTAINERD_CONFIG;
+use crate::plan::network::is_network_file;
+use crate::plan::{REGISTRY_FOLDER, UNIT_FOLDER};
+
+/// Units to touch, in this order: stop, reload, network, start, restart, containerd.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Wakes {
+    pub stop: BTreeSet<String>,
+    /// systemd reads its unit files again.
+    pub reload: bool,
+    /// The network manager reads its files again.
+    pub network: bool,
+    pub start: BTreeSet<String>,
+    /// Those that run.
+    pub restart: BTreeSet<String>,
+    pub containerd: bool,
+}
+
+/// How a path changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// Contents or mode of a file, or a new one.
+    File,
+    /// A link is there now.
+    Linked {
+        target: &'a str,
+    },
+    Removed,
+}
+
+impl Wakes {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds what one changed path asks for.
+    pub fn add(&mut self, path: &str, change: Change) {
+        if let Some(rest) = path.strip_prefix(UNIT_FOLDER).and_then(|rest| rest.strip_prefix('/')) {
+            self.reload = true;
+            self.add_unit(rest, change);
+        } else if let Some(file) = path.strip_prefix(REGISTRY_FOLDER).and_then(|rest| rest.strip_prefix('/'))
+        {
+            let instance = file.strip_suffix(".yml").or_else(|| file.strip_suffix(".env"));
+            if let Some(instance) = instance {
+                self.restart.insert(format!("larder-registry@{instance}.service"));
+            }
+        } else if is_network_file(path) {
+            self.network = true;
+        } else if path == CONTAINERD_CONFIG {
+            self.containerd = true;
+        }
+    }
+
+    fn add_unit(&mut self, path: &str, change: Change) {
+        match path.split_once('/') {
+            // Enablement: what systemctl enable --now and disable --now do.
+            Some((folder, unit)) if folder.ends_with(".wants") => {
+                if unit == "larder.service" {
+                    return;
+                }
+                let set = if change == Change::Removed { &mut self.stop } else { &mut self.start };
+                set.insert(unit.to_owned());
+            }
+            // A drop-in, of one instance or of all.
+            Some((folder, _)) => {
+                if let Some(unit) = folder.strip_suffix(".d") {
+                    self.restart.insert(unit.to_owned());
+                }
+            }
+            // Masked, or no longer.
+            None if change == (Change::Linked { target: "/dev/null" }) => {
+                self.stop.insert(path.to_owned());
+            }
+            None if change == Change::Removed && !path.starts_with("larder") => {
+                self.start.insert(path.to_owned());
+            }
+            None => {
+                self.restart.insert(path.to_owned());
+            }
+        }
+    }
+
+    /// Replaces templates by the instances that are wanted, and drops what another step covers.
+    pub fn settle(&mut self, enabled: &BTreeSet<String>) {
+        let templates: Vec<String> =
+            self.restart.iter().filter(|unit| unit.contains("@.")).cloned().collect();
+        for template in templates {
+            self.restart.remove(&template);
+            if let Some((start, end)) = template.split_once("@.") {
+                let instances = enabled.iter().filter(|unit| {
+                    unit.starts_with(&format!("{start}@")) && unit.ends_with(&format!(".{end}"))
+                });
+                self.restart.extend(instances.cloned());
+            }
+        }
+        self.restart.retain(|unit| {
+            // One-shot services are not running between their timers, and larder.service may be ourselves.
+            enabled.contains(unit) && !self.start.contains(unit) && unit != "larder.service"
+        });
+        self.start.retain(|unit| !self.stop.contains(unit));
+    }
+
+    /// What takes the machine back; `stopped` are the units that ran before they were stopped.
+    #[must_use]
+    pub fn undo(&self, stopped: BTreeSet<String>) -> Self {
+        Self { stop: self.start.clone(), start: stopped, ..self.clone() }
+    }
+
+    /// What is in both.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        let common = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.intersection(b).cloned().collect();
+        Self {
+            stop: common(&self.stop, &other.stop),
+            reload: self.reload && other.reload,
+            network: self.network && other.network,
+            start: common(&self.start, &other.start),
+            restart: common(&self.restart, &other.restart),
+            containerd: self.containerd && other.containerd,
+        }
+    }
+
+    /// Adds what a run that died has left to do, as far as it still holds: the profile may be another by now.
+    /// `enabled` and `masked` are the units that this run's plan enables and masks.
+    pub fn take_over(&mut self, unfinished: &Self, enabled: &BTreeSet<String>, masked: &BTreeSet<String>) {
+        let ours = |unit: &String| unit.starts_with("larder");
+        self.stop.extend(unfinished.stop.iter().filter(|unit| !enabled.contains(*unit)).cloned());
+        let wanted = |unit: &&String| enabled.contains(*unit) || (!ours(unit) && !masked.contains(*unit));
+        self.start.extend(unfinished.start.iter().filter(wanted).cloned());
+        self.restart.extend(unfinished.restart.iter().filter(|unit| enabled.contains(*unit)).cloned());
+        self.reload |= unfinished.reload;
+        self.network |= unfinished.network;
+        self.containerd |= unfinished.containerd;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(changes: &[(&str, Change)], enabled: &[&str]) -> Wakes {
+        let mut wakes = Wakes::default();
+        for (path, change) in changes {
+            wakes.add(path, *change);
+        }
+        wakes.settle(&enabled.iter().map(|unit| (*unit).to_owned()).collect());
+        wakes
+    }
+
+    fn set(units: &[&str]) -> BTreeSet<String> {
+        units.iter().map(|unit| (*unit).to_owned()).collect()
+    }
+
+    const A: &str = "larder-registry@a.io.service";
+    const B: &str = "larder-registry@b.io.service";
+
+    #[test]
+    fn hosts_toml_wakes_nothing() {
+        assert!(after(&[("etc/containerd/certs.d/a.io/hosts.toml", Change::File)], &[A]).is_empty());
+    }
+
+    #[test]
+    fn one_config_restarts_its_own_registry_only() {
+        let wakes = after(&[("etc/larder/registry/a.io.yml", Change::File)], &[A, B]);
+        assert_eq!(wakes, Wakes { restart: set(&[A]), ..Wakes::default() });
+    }
+
+    #[test]
+    fn a_new_registry_is_started_not_restarted() {
+        let link = format!("etc/systemd/system/multi-user.target.wants/{A}");
+        let target = Change::Linked { target: "/etc/systemd/system/larder-registry@.service" };
+        let wakes = after(&[("etc/larder/registry/a.io.yml", Change::File), (&link, target)], &[A]);
+        assert_eq!(wakes, Wakes { start: set(&[A]), reload: true, ..Wakes::default() });
+    }
+
+    #[test]
+    fn a_template_restarts_its_instances_and_no_timer() {
+        let wakes = after(
+            &[("etc/systemd/system/larder-registry@.service", Change::File)],
+            &[A, B, "larder-gc@a.io.timer"],
+        );
+        assert_eq!(wakes, Wakes { restart: set(&[A, B]), reload: true, ..Wakes::default() });
+    }
+
+    #[test]
+    fn a_registry_that_leaves_is_stopped() {
+        let link = format!("etc/systemd/system/multi-user.target.wants/{A}");
+        let wakes =
+            after(&[(&link, Change::Removed), ("etc/larder/registry/a.io.yml", Change::Removed)], &[B]);
+        assert_eq!(wakes, Wakes { stop: set(&[A]), reload: true, ..Wakes::default() });
+    }
+
+    #[test]
+    fn a_masked_unit_stops_and_comes_back() {
+        let path = "etc/systemd/system/docker-registry.service";
+        let masked = after(&[(path, Change::Linked { target: "/dev/null" })], &[]);
+        assert_eq!(masked.stop, set(&["docker-registry.service"]));
+        assert_eq!(after(&[(path, Change::Removed)], &[]).start, set(&["docker-registry.service"]));
+    }
+
+    #[test]
+    fn what_a_dead_run_left_is_done_unless_the_profile_is_another_now() {
+        let debians = "docker-registry.service";
+        let unfinished =
+            Wakes { start: set(&[A, debians]), stop: set(&[B]), network: true, ..Wakes::default() };
+        let mut same = Wakes::default();
+        same.take_over(&unfinished, &set(&[A]), &set(&[]));
+        assert_eq!(same, unfinished);
+        let mut other = Wakes::default();
+        other.take_over(&unfinished, &set(&[B]), &set(&[debians]));
+        assert_eq!(other, Wakes { network: true, ..Wakes::default() });
+    }
+
+    #[test]
+    fn larder_never_restarts_itself() {
+        let wakes = after(&[("etc/systemd/system/larder.service", Change::File)], &["larder.service"]);
+        assert_eq!(wakes, Wakes { reload: true, ..Wakes::default() });
+    }
+}

@@ -1,0 +1,208 @@
+//! A fault on the way puts everything back. The host here is a fake, to fail on demand.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::panic, reason = "a test may")]
+
+mod support;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use anyhow::{Result, bail};
+use larder::apply::{Failed, apply};
+use larder::diff::diff;
+use larder::facts::NetworkState;
+use larder::host::{Done, Host, NetworkWanted};
+use larder::journal::Manifest;
+use larder::node::Network;
+use larder::plan::{Content, Plan, Purpose, Resource, User};
+use larder::root::Root;
+use larder::wake::Wakes;
+use support::{Machine, differences};
+
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    TryConfig,
+    Stop,
+    Wake,
+}
+
+/// Fails once at `fault`, after doing what `meanwhile` does to the machine.
+struct Broken<'m> {
+    fault: Fault,
+    meanwhile: &'m dyn Fn(),
+    calls: RefCell<Vec<String>>,
+    failed: RefCell<bool>,
+}
+
+impl Broken<'_> {
+    fn step(&self, step: Fault, call: String) -> Result<()> {
+        self.calls.borrow_mut().push(call);
+        if step == self.fault && !self.failed.replace(true) {
+            (self.meanwhile)();
+            bail!("broken on purpose");
+        }
+        Ok(())
+    }
+}
+
+impl Host for Broken<'_> {
+    fn network(&self, _: &Root, _: &Network, _: bool) -> Result<NetworkState> {
+        Ok(NetworkState::default())
+    }
+    fn make_user(&self, _: &Root, _: &str) -> Result<Done> {
+        Ok(Done::Now)
+    }
+    fn try_containerd_config(&self, root: &Root, path: &str) -> Result<()> {
+        assert!(root.read(path)?.is_some(), "the trial file is there");
+        self.step(Fault::TryConfig, "try".to_owned())
+    }
+    fn bad_calendars(&self, _: &BTreeSet<String>) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+    fn port_holders(&self, _: &BTreeSet<u16>) -> Result<Vec<(u16, String)>> {
+        Ok(Vec::new())
+    }
+    fn stop(&self, wakes: &Wakes) -> Result<BTreeSet<String>> {
+        self.step(Fault::Stop, format!("stop {:?}", wakes.stop))?;
+        Ok(wakes.stop.clone())
+    }
+    fn wake(&self, wakes: &Wakes, _: Option<&NetworkWanted>, begun: &mut Wakes) -> Result<()> {
+        begun.clone_from(wakes);
+        self.step(Fault::Wake, format!("start {:?}, containerd {}", wakes.start, wakes.containerd))
+    }
+    fn in_place(&self) {}
+    fn start_resting(&self, _: &BTreeSet<String>) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+}
+
+const ENABLED: &str = "etc/systemd/system/multi-user.target.wants/larder-registry@new.io.service";
+
+/// One of everything: a new folder with a file, a changed file, an edit, a link over a stranger's file.
+fn plan() -> Plan {
+    let file = |text: &str, content| Resource::File { bytes: text.into(), mode: 0o644, content };
+    let folder = Resource::Directory { mode: 0o755, owner: User::Root, purpose: Purpose::Settings };
+    Plan {
+        resources: BTreeMap::from([
+            ("etc/larder".to_owned(), folder.clone()),
+            ("etc/larder/registry".to_owned(), folder.clone()),
+            ("etc/larder/registry/new.io.yml".to_owned(), file("new", Content::Ours)),
+            ("etc/containerd/config.toml".to_owned(), file("edited", Content::Edited)),
+            ("etc/foreign".to_owned(), file("ours now", Content::Ours)),
+            (
+                ENABLED.to_owned(),
+                Resource::Link { target: "/etc/systemd/system/larder-registry@.service".to_owned() },
+            ),
+        ]),
+        ..Plan::default()
+    }
+}
+
+/// Runs into `fault` and returns the error and what was asked of the host.
+fn run_into(machine: &Machine, fault: Fault, meanwhile: &dyn Fn()) -> (Failed, Vec<String>) {
+    let root = Root::open(machine.root()).unwrap();
+    let host = Broken { fault, meanwhile, calls: RefCell::default(), failed: RefCell::default() };
+    let plan = plan();
+    let manifest = Manifest::read(&root).unwrap();
+    let diff = diff(&plan, &root, &manifest, false).unwrap();
+    let error = apply(&plan, &diff, &root, &host, manifest, None).unwrap_err();
+    (error.downcast::<Failed>().unwrap(), host.calls.into_inner())
+}
+
+fn machine() -> Machine {
+    let machine = Machine::debian();
+    machine.write("etc/foreign", "somebody's");
+    machine
+}
+
+#[test]
+fn every_fault_puts_every_file_back() {
+    for fault in [Fault::TryConfig, Fault::Stop, Fault::Wake] {
+        let machine = machine();
+        let before = machine.tree();
+        let (failed, _) = run_into(&machine, fault, &|| ());
+        assert_eq!(failed.not_undone, [""; 0]);
+        let mut after = machine.tree();
+        // The state folder's own parent stays: it holds the manifest.
+        after.retain(|path, _| !matches!(path.as_str(), "var" | "var/lib" | "var/lib/larder"));
+        assert_eq!(differences(&before, &after), [""; 0]);
+        let said = failed.to_string();
+        assert!(said.ends_with("broken on purpose; everything is back as it was"), "{said}");
+    }
+}
+
+#[test]
+fn what_was_started_is_stopped_again() {
+    let (_, calls) = run_into(&machine(), Fault::Wake, &|| ());
+    let unit = r#"{"larder-registry@new.io.service"}"#;
+    let started = format!("start {unit}, containerd true");
+    assert_eq!(
+        calls,
+        [
+            "try".to_owned(),
+            "stop {}".to_owned(),
+            started,
+            format!("stop {unit}"),
+            "start {}, containerd true".to_owned()
+        ]
+    );
+}
+
+#[test]
+fn what_was_not_woken_yet_stays_asleep() {
+    // A restart for a file that was never put in place could only do harm.
+    let (_, calls) = run_into(&machine(), Fault::TryConfig, &|| ());
+    assert_eq!(calls, ["try", "stop {}", "start {}, containerd false"]);
+}
+
+#[test]
+fn the_next_run_starts_from_the_same_manifest() {
+    let machine = machine();
+    run_into(&machine, Fault::Wake, &|| ());
+    let manifest = Manifest::read(&Root::open(machine.root()).unwrap()).unwrap();
+    assert_eq!(manifest, Manifest::default());
+}
+
+#[test]
+fn what_cannot_be_put_back_is_named() {
+    let machine = machine();
+    let config = machine.path("etc/containerd/config.toml");
+    let in_the_way = || {
+        fs::remove_file(&config).unwrap();
+        fs::create_dir_all(config.join("in the way")).unwrap();
+    };
+    let (failed, _) = run_into(&machine, Fault::Wake, &in_the_way);
+    assert_eq!(failed.not_undone.len(), 1, "{failed}");
+    assert!(failed.not_undone[0].contains("etc/containerd/config.toml: "), "{failed}");
+    assert_eq!(machine.read("etc/foreign"), "somebody's", "the rest is back all the same");
+}
+
+#[test]
+fn a_failed_run_deletes_no_data() {
+    let machine = machine();
+    let root = Root::open(machine.root()).unwrap();
+    let host = Broken {
+        fault: Fault::Wake,
+        meanwhile: &|| (),
+        calls: RefCell::default(),
+        failed: RefCell::new(true),
+    };
+    let data = Resource::Directory { mode: 0o750, owner: User::Root, purpose: Purpose::Data };
+    let with = Plan { resources: [("srv/old.io".to_owned(), data)].into(), ..plan() };
+    fs::create_dir_all(machine.path("srv")).unwrap();
+    let manifest = Manifest::read(&root).unwrap();
+    apply(&with, &diff(&with, &root, &manifest, false).unwrap(), &root, &host, manifest, None).unwrap();
+    machine.write("srv/old.io/blob", "cached");
+
+    host.failed.replace(false);
+    let without = Plan::default();
+    let purge = |manifest: Manifest| {
+        let diff = diff(&without, &root, &manifest, true).unwrap();
+        apply(&without, &diff, &root, &host, manifest, None)
+    };
+    assert!(purge(Manifest::read(&root).unwrap()).is_err());
+    assert_eq!(machine.read("srv/old.io/blob"), "cached");
+    purge(Manifest::read(&root).unwrap()).unwrap();
+    assert!(!machine.has("srv/old.io"));
+}
