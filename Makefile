@@ -1,0 +1,49 @@
+# make check    the inner loop: format, lints, unit and case tests
+# make test     all of it: check, and the end-to-end scenarios on real machines (root, or sudo)
+# make demo     a throwaway machine that is a cache and its own client, provisioned and shown
+# make bench    measured against `true`, bash and Ansible
+# make soak     ten minutes (SOAK_SECONDS) of pulls, collections, restarts and crashes
+# make deps     install what is missing; the targets above do it themselves
+# make clean    remove what was built, images and tools of the tests included
+
+export SOAK_SECONDS ?= 600
+export LARDER_CACHE ?= /var/cache/larder-dev
+# Tools that `deps` builds are found, the machine's own first.
+export PATH := $(PATH):$(LARDER_CACHE)/bin
+TARGET := $(shell uname -m)-unknown-linux-musl
+LARDER := target/$(TARGET)/release/larder
+# The scenarios make network namespaces and mounts.
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo env PATH="$(PATH)" LARDER_CACHE="$(LARDER_CACHE)" SOAK_SECONDS="$(SOAK_SECONDS)")
+
+.PHONY: check test e2e build demo bench soak deps clean
+
+check: deps
+	cargo fmt --check
+	cargo clippy --locked --all-targets --quiet -- -D warnings
+	cargo test --locked --quiet
+	python3 -m unittest discover --quiet --start-directory tests/bench
+
+test: check e2e
+
+e2e: build
+	$(ROOT) tests/e2e/run --larder $(LARDER)
+
+build: deps
+	cargo build --locked --quiet --release --target $(TARGET)
+
+demo: build
+	$(ROOT) tests/e2e/demo --larder $(LARDER)
+
+bench: build
+	tests/deps bench
+	$(ROOT) tests/bench/run $(LARDER)
+
+soak: build
+	$(ROOT) tests/e2e/run --larder $(LARDER) soak
+
+deps:
+	@tests/deps
+
+clean:
+	rm -rf target
+	$(ROOT) rm -rf --one-file-system $(LARDER_CACHE)/images $(LARDER_CACHE)/bin

@@ -1,0 +1,283 @@
+"""A lab, its machines, and what a scenario asks of them."""
+
+import glob
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+
+from upstream import NAMES, Upstream
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+CACHE = os.environ.get("LARDER_CACHE") or "/var/cache/larder-dev"
+PREFIX = "larder-e2e-"
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    seconds: float = 0.0
+
+    def __str__(self):
+        return f"exit {self.code}: {self.out}"
+
+
+def run(command, stdin=None, env=None, timeout=180):
+    """Run a command on this host, its two outputs as one text."""
+    start = time.monotonic()
+    done = subprocess.run(
+        command,
+        input=stdin,
+        env=env,
+        timeout=timeout,
+        text=True,
+        errors="replace",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        **({} if stdin is not None else {"stdin": subprocess.DEVNULL}),
+    )
+    return Result(done.returncode, done.stdout, time.monotonic() - start)
+
+
+def image(suite):
+    """The directory of the suite's image; the first call of all may build it."""
+    done = subprocess.run([os.path.join(HERE, "image"), suite], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.strip()
+
+
+def real_directory():
+    """A place for machines. overlayfs cannot carry the upper layer of another one."""
+    for place in filter(None, (os.environ.get("LARDER_E2E_DIR"), "/var/tmp", "/tmp", "/dev/shm")):
+        kind = run(["stat", "-f", "-c", "%T", place]).out.strip()
+        if kind not in ("overlayfs", "fuseblk", "nfs"):
+            return place
+    raise OSError("find a directory for machines: all are on overlayfs (set LARDER_E2E_DIR)")
+
+
+def sweep():
+    """Remove what killed runs left: labs whose names carry a process that is gone."""
+    for path in glob.glob(os.path.join(real_directory(), PREFIX + "*")):
+        owner, count, _ = os.path.basename(path)[len(PREFIX) :].split("-", 2)
+        if not os.path.exists(f"/proc/{owner}"):
+            run(
+                [os.path.join(HERE, "lab"), "clean"],
+                env={**os.environ, "LAB_DIR": path, "LAB_NET": f"{PREFIX}{owner}-{count}"},
+            )
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class Lab:
+    """A private network with one gateway, its upstream, and machines. `close` removes it all."""
+
+    count = 0
+
+    def __init__(self, larder, suite="bookworm"):
+        Lab.count += 1
+        name = f"{PREFIX}{os.getpid()}-{Lab.count}"
+        self.larder, self.image = larder, image(suite)
+        self.directory = tempfile.mkdtemp(prefix=name + "-", dir=real_directory())
+        self.command = [os.path.join(HERE, "lab")]
+        self.env = {**os.environ, "LAB_DIR": self.directory, "LAB_NET": name, "LAB_OWNER": str(os.getpid())}
+        self.upstream = Upstream(self, self.image, self.directory)
+        self.machines = []
+
+    def open(self):
+        self("gw", "true")  # makes the gateway, before two commands at once would
+        self.upstream.serve_names()
+        self.upstream.start()
+
+    def close(self):
+        self.upstream.close()
+        self.ask("clean")
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def ask(self, *arguments, stdin=None, timeout=300):
+        return run([*self.command, *arguments], stdin=stdin, env=self.env, timeout=timeout)
+
+    def __call__(self, *arguments, stdin=None):
+        """The output of a lab command that must work."""
+        done = self.ask(*arguments, stdin=stdin)
+        if done.code != 0:
+            raise OSError(f"{' '.join(arguments[:6])}: {done}")
+        return done.out
+
+    def machine(self, name):
+        made = Machine(self, name)
+        self.machines.append(made)
+        return made
+
+
+class Machine:
+    """One Debian machine. Nothing runs until `boot`."""
+
+    def __init__(self, lab, name):
+        self.lab, self.name = lab, name
+        self.files = {}
+        self.commands = ["update-ca-certificates >/dev/null 2>&1"]
+        # What every machine of the lab has: the tool, the tests' CRI client, trust in the upstreams.
+        self.put("/usr/local/bin/larder", source=lab.larder, mode=0o755)
+        self.put("/usr/local/bin/cri", source=os.path.join(HERE, "cri.py"), mode=0o755)
+        self.put("/usr/local/share/ca-certificates/upstream.crt", source=os.path.join(lab.directory, "ca.crt"))
+        self.seed("#cloud-config\n{}\n")
+
+    # ---- before a boot
+    def put(self, path, text=None, source=None, mode=0o644):
+        """A file that is laid over the tree before the next boot."""
+        self.files[path] = (text, source, mode)
+
+    def seed(self, user_data, instance=None):
+        """cloud-init's NoCloud seed; another instance is a new machine in cloud-init's eyes."""
+        base = "/var/lib/cloud/seed/nocloud"
+        self.put(f"{base}/user-data", user_data)
+        self.put(f"{base}/meta-data", f"instance-id: {instance or 'i-' + self.name}\nlocal-hostname: {self.name}\n")
+
+    def apply_at_boot(self, profile):
+        """The main job: cloud-init brings the profile and runs `larder apply` once."""
+        self.seed(user_data(profile))
+
+    def boot(self, settled=True):
+        """Boot, with what was put since the last boot; True when it settled in time."""
+        with tempfile.TemporaryDirectory(dir=self.lab.directory) as tree:
+            for path, (text, source, mode) in self.files.items():
+                target = tree + path
+                os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+                if source is not None:
+                    shutil.copyfile(source, target)
+                else:
+                    with open(target, "w", encoding="utf-8") as file:
+                        file.write(text)
+                os.chmod(target, mode)
+            os.chmod(tree, 0o755)
+            arguments = ["boot", self.name, self.lab.image, "--tree", tree]
+            for command in self.commands:
+                arguments += ["--chroot", command]
+            self.lab(*arguments, *([] if settled else ["--unsettled"]))
+        self.files, self.commands = {}, []
+
+    # ---- while it runs
+    def sh(self, command, stdin=None, timeout=180):
+        return self.lab.ask("exec", self.name, "sh", "-c", command, stdin=stdin, timeout=timeout)
+
+    def out(self, command):
+        """The output of a command, whatever its exit code."""
+        return self.sh(command).out.strip()
+
+    def start(self, command):
+        """A command in the background; `finish` gives its result."""
+        return subprocess.Popen(
+            [*self.lab.command, "exec", self.name, "sh", "-c", command],
+            env=self.lab.env,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def write(self, path, text):
+        done = self.sh(f"mkdir -p $(dirname {path}) && cat > {path}", stdin=text)
+        if done.code != 0:
+            raise OSError(f"write {path} on {self.name}: {done}")
+
+    def larder(self, *arguments, timeout=300):
+        return self.sh("larder " + shlex.join(arguments), timeout=timeout)
+
+    def pull(self, *images):
+        return self.sh("cri pull " + shlex.join(images))
+
+    def forget(self):
+        """Remove every image from containerd, content and all."""
+        done = self.sh("cri rmi $(ctr -n k8s.io images ls -q | grep -v @ | grep -v ^sha256:)")
+        left = self.out("ctr -n k8s.io content ls -q")
+        if done.code != 0 or left:
+            raise OSError(f"remove images on {self.name}: {done}, content left: {left!r}")
+
+    def reboot(self):
+        self.lab("reboot", self.name)
+
+    def stop(self):
+        self.lab("stop", self.name)
+
+    def wait(self, command, seconds):
+        """Poll until a command exits 0; its last result."""
+        deadline = time.monotonic() + seconds
+        while True:
+            done = self.sh(command)
+            if done.code == 0 or time.monotonic() > deadline:
+                return done
+            time.sleep(0.5)
+
+    def show(self, unit, *properties):
+        """Properties of a unit, as a dict."""
+        lines = self.out(f"systemctl show {shlex.quote(unit)} -p {','.join(properties)}").splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+    def snapshot(self, *paths):
+        """What stands below paths, as snapshot.py says it: see `changed`."""
+        with open(os.path.join(HERE, "snapshot.py"), encoding="utf-8") as script:
+            done = self.sh("python3 - " + shlex.join(paths), stdin=script.read())
+        return json.loads(done.out)
+
+    def ours(self):
+        """The content of every path on the machine that is there because of Larder."""
+        return ours(self.snapshot("--content", "/etc"))
+
+    def diagnose(self):
+        """What a reader wants to see of a machine on which a check failed."""
+        return self.out("""
+            systemctl --failed --no-legend --no-pager; ip -br addr; ls /etc/larder/registry
+            for f in /root/apply.out /run/larder/status.json; do echo "== $f"; cat $f; done
+            journalctl -b --no-pager -n 40 -o short-monotonic -t systemd -t larder -u larder.service -u cloud-final |
+              cut -c1-200""")
+
+
+def changed(before, after):
+    """What differs between two snapshots: one line per path."""
+    return [
+        f"{'added' if path not in before else 'gone' if path not in after else 'changed'} {path}"
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    ]
+
+
+def ours(paths):
+    """Of paths below /etc, those that Larder makes or edits. Its profile is the operator's."""
+    return {
+        path: what
+        for path, what in paths.items()
+        if (re.search("larder|certs.d|docker-registry.service$", path) or path == "/etc/containerd/config.toml")
+        and path != "/etc/larder/profile.yaml"
+    }
+
+
+def user_data(profile):
+    indented = "".join(f"      {line}\n" if line else "\n" for line in profile.splitlines())
+    return (
+        "#cloud-config\n"
+        "write_files:\n"
+        "  - path: /etc/larder/profile.yaml\n"
+        "    content: |\n"
+        f"{indented}"
+        "runcmd:\n"
+        "  - [sh, -c, 'ip -4 -o addr show dev eth0 > /root/address.before']\n"
+        "  - [sh, -c, 'larder apply > /root/apply.out 2>&1; echo $? > /root/apply.code']\n"
+    )
+
+
+def profile(address="10.0.20.10", upstreams=tuple(NAMES), cache=True, containerd=True, extra=""):
+    """A node profile like the shipped example, in the parts that a scenario varies."""
+    ports = {name: 5000 + 10 * index for index, name in enumerate(NAMES)}
+    text = "version: 1\nupstreams:\n" + "".join(f"  {name}: {{ port: {ports[name]} }}\n" for name in upstreams)
+    text += (
+        f"network:\n  interface: eth0\n  addresses: [{address}/24]\n  gateway: 10.0.20.1\n"
+        "  nameservers: { addresses: [10.0.20.1] }\n"
+    )
+    text += "cache: {}\n" if cache is True else ""
+    text += "containerd: {}\n" if containerd is True else containerd or ""
+    return text + extra

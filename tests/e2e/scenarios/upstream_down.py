@@ -1,0 +1,52 @@
+"""The upstreams are away when the machine boots, and come back later."""
+
+from machine import profile
+from report import at_most, exits, has
+from scenarios.common import UPSTREAMS, has_its_address, pulled, pulls_through_the_cache, push, reference, units_run
+
+
+def run(t):
+    lab = t.lab()
+    push(lab, "1")
+    lab.upstream.stop()
+    node = lab.machine("node")
+    node.apply_at_boot(profile())
+    node.boot()
+    t.check("exit code of `larder apply` with all upstreams down", node.out("cat /root/apply.code"), "4")
+    t.check("its report names them", node.out("cat /root/apply.out"), has(*UPSTREAMS))
+    t.check("cloud-init status", node.out("cloud-init status"), has("status: done"))
+    has_its_address(t, node, "with all upstreams down")
+    t.check("files are in place", node.out("ls /etc/containerd/certs.d"), "\n".join(sorted(UPSTREAMS)))
+
+    # At a boot without them, containerd starts as soon as the files are right; the proof goes on beside it.
+    node.reboot()
+    t.check("CRI at a boot with all upstreams down", node.wait("ctr plugins ls id==cri | grep -q ok", 20), exits(0))
+    t.check("larder.service then", node.show("larder.service", "SubState"), {"SubState": "running"})
+
+    lab.upstream.start()
+    node.wait("larder verify", 60)
+    t.check("larder.service once the upstreams are back", node.wait("systemctl is-active larder.service", 60), exits(0))
+    t.check("verify once the upstreams are back", node.larder("verify"), exits(0))
+    units_run(t, node, "once the upstreams are back")
+    pulls_through_the_cache(t, lab, node, ["docker.io", "ghcr.io"])
+
+    # An upstream that answers, but with errors: the caches run and serve what they have. Whether that is a
+    # failure is the profile's to say.
+    lab.upstream.start_behind("status", "503")
+    told = node.larder("verify")
+    t.check("verify while the upstreams answer 503", told, exits(0))
+    t.check("its report warns", str(told), has("WARN", *UPSTREAMS))
+    node.write("/root/strict.yaml", profile() + "verify: { upstreams: require }\n")
+    t.check("the same where the profile requires them", node.larder("verify", "--profile", "/root/strict.yaml"), exits(4))
+    node.forget()
+    t.check("pull of a cached image then", node.pull(reference("docker.io")), pulled)
+
+    # An upstream that takes connections and never answers: a registry that starts then listens to nobody.
+    lab.upstream.start_behind("hang")
+    node.sh("systemctl restart --no-block larder-registry@ghcr.io")
+    node.write("/root/short.yaml", profile(extra="verify: { timeout: 15s }\n"))
+    silent = node.larder("verify", "--profile", "/root/short.yaml")
+    t.check("verify while the upstreams are silent", silent, exits(4))
+    t.check("seconds that it took, of 15 that it had", round(silent.seconds), at_most(18))
+    lab.upstream.start()
+    t.check("verify after that", node.wait("larder verify", 100), exits(0))
