@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use zeroize::Zeroizing;
 
+use crate::containerd::Version;
 use crate::host::Host;
 use crate::node::{Engine, Network, Node, SecretSource, UpstreamHost};
 use crate::root::Root;
@@ -216,12 +217,8 @@ fn read_secret(root: &Root, path: &Path) -> Result<Option<Zeroizing<String>>> {
 }
 
 fn read_containerd(root: &Root) -> Result<Containerd> {
-    let mut containerd = Containerd::default();
-    if let Some(path) = find_program(root, "containerd")
-        && let Some(file) = root.open_file(&path)?
-    {
-        containerd.major = binary::main_package(&file).map(|package| binary::major(&package, 1));
-    }
+    let major = containerd_version(root)?.map(|version| version.major);
+    let mut containerd = Containerd { major, ..Containerd::default() };
     let Some(bytes) = root.read(CONTAINERD_CONFIG)? else { return Ok(containerd) };
     let text = String::from_utf8(bytes)
         .ok()
@@ -233,6 +230,19 @@ fn read_containerd(root: &Root) -> Result<Containerd> {
     }
     containerd.config = Some(text);
     Ok(containerd)
+}
+
+/// The version of the machine's containerd, read from its program without running it; `None` without one.
+///
+/// # Errors
+/// When a program that is there cannot be read.
+pub fn containerd_version(root: &Root) -> Result<Option<Version>> {
+    let Some(path) = find_program(root, "containerd") else { return Ok(None) };
+    let Some(file) = root.open_file(&path)? else { return Ok(None) };
+    Ok(binary::main_package(&file).map(|package| match binary::major(&package, 1) {
+        1 => Version::OLDEST,
+        major => Version::new(major, 0, 0),
+    }))
 }
 
 /// The files that `imports` of the main file names; `*` in the last component is a glob, and relative paths

@@ -15,6 +15,7 @@ pub mod log;
 pub mod profile;
 pub mod node;
 pub mod facts;
+pub mod containerd;
 pub mod plan;
 pub mod template;
 pub mod diff;
