@@ -22,6 +22,7 @@ check: deps
 	cargo clippy --locked --all-targets --quiet -- -D warnings
 	cargo test --locked --quiet
 	python3 -m unittest discover --quiet --start-directory tests/bench
+	python3 -m unittest discover --quiet --start-directory tests/e2e
 
 test: check e2e
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
+import fake
 from upstream import NAMES, Upstream
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -52,6 +53,24 @@ def image(suite):
     return done.stdout.strip()
 
 
+class Unavailable(Exception):
+    """Something optional that this host has not got: a scenario skips, with this as the reason."""
+
+
+# What tests/deps builds: versions' first two numbers, and programs.
+CONTAINERDS = ("2.3", "2.4")
+CONTAINERD_PROGRAMS = ("containerd", "ctr", "containerd-shim-runc-v2")
+
+
+def containerd_programs(version):
+    """Paths of the programs of a containerd that is newer than Debian's."""
+    folder = os.path.join(CACHE, f"bin/containerd-{version}")
+    paths = [os.path.join(folder, name) for name in CONTAINERD_PROGRAMS]
+    if not all(os.access(path, os.X_OK) for path in paths):
+        raise Unavailable(f"no containerd in {folder}: `make deps` could not build it, so nothing here ran with it")
+    return paths
+
+
 def real_directory():
     """A place for machines. overlayfs cannot carry the upper layer of another one."""
     for place in filter(None, (os.environ.get("LARDER_E2E_DIR"), "/var/tmp", "/tmp", "/dev/shm")):
@@ -86,7 +105,7 @@ class Lab:
         self.command = [os.path.join(HERE, "lab")]
         self.env = {**os.environ, "LAB_DIR": self.directory, "LAB_NET": name, "LAB_OWNER": str(os.getpid())}
         self.upstream = Upstream(self, self.image, self.directory)
-        self.machines = []
+        self.machines, self.fakes = [], []
 
     def open(self):
         self("gw", "true")  # makes the gateway, before two commands at once would
@@ -94,6 +113,8 @@ class Lab:
         self.upstream.start()
 
     def close(self):
+        for made in self.fakes:
+            made.close()
         self.upstream.close()
         self.ask("clean")
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -108,10 +129,37 @@ class Lab:
             raise OSError(f"{' '.join(arguments[:6])}: {done}")
         return done.out
 
-    def machine(self, name):
+    def machine(self, name, containerd=None):
+        """A machine with the image's containerd, or one that tests/deps built ("2.3"): may raise Unavailable."""
         made = Machine(self, name)
+        if containerd is not None:
+            # Over Debian's, where its unit looks for it.
+            for path in containerd_programs(containerd):
+                made.put("/usr/bin/" + os.path.basename(path), source=path, mode=0o755)
         self.machines.append(made)
         return made
+
+    # ---- faults; see fake.py
+    def fake(self):
+        """A process at the gateway that plays caches."""
+        self.fakes.append(fake.Fake(self))
+        return self.fakes[-1]
+
+    def address(self, address):
+        """One more address of the gateway's."""
+        self("gw", "ip", "addr", "replace", f"{address}/32", "dev", "br0")
+
+    def blackhole(self, address):
+        """TCP to an address of the gateway's vanishes: no answer of any kind. ARP is answered still."""
+        # A rule of its own, before the one for local addresses. `ipproto` leaves ARP's own lookup alone.
+        self("gw", "sh", "-ec", "ip rule | grep -q '^100:' || { ip rule add lookup local pref 100; ip rule del pref 0; }")
+        self("gw", "ip", "rule", "add", "to", address, "ipproto", "tcp", "pref", "10", "blackhole")
+
+    def restore(self, address):
+        self("gw", "ip", "rule", "del", "to", address, "ipproto", "tcp", "blackhole")
+
+    def certificate(self, name, *subjects, authority="ca", client=False):
+        return fake.certificate(self.directory, name, *subjects, authority=authority, client=client)
 
 
 class Machine:
@@ -120,10 +168,12 @@ class Machine:
     def __init__(self, lab, name):
         self.lab, self.name = lab, name
         self.files = {}
-        self.commands = ["update-ca-certificates >/dev/null 2>&1"]
+        # Huge pages are the host's; systemd 262 counts a mount that the host refuses as failed.
+        self.commands = ["update-ca-certificates >/dev/null 2>&1", "systemctl -q mask dev-hugepages.mount"]
         # What every machine of the lab has: the tool, the tests' CRI client, trust in the upstreams.
         self.put("/usr/local/bin/larder", source=lab.larder, mode=0o755)
         self.put("/usr/local/bin/cri", source=os.path.join(HERE, "cri.py"), mode=0o755)
+        self.put("/usr/local/bin/cachefake", source=os.path.join(HERE, "cachefake.py"), mode=0o755)
         self.put("/usr/local/share/ca-certificates/upstream.crt", source=os.path.join(lab.directory, "ca.crt"))
         self.seed("#cloud-config\n{}\n")
 
@@ -197,6 +247,22 @@ class Machine:
         left = self.out("ctr -n k8s.io content ls -q")
         if done.code != 0 or left:
             raise OSError(f"remove images on {self.name}: {done}, content left: {left!r}")
+
+    def fake(self):
+        """A process in this machine that plays caches; see fake.py."""
+        made = fake.Fake(self.lab, self)
+        self.lab.fakes.append(made)
+        return made
+
+    def blackhole(self, address):
+        """Packets from here to an address of the network vanish: no answer of any kind, until `restore`."""
+        # Sent to a station that is not there.
+        done = self.sh(f"ip neigh replace {address} lladdr 02:00:00:00:00:ff nud permanent dev eth0")
+        if done.code != 0:
+            raise OSError(f"blackhole {address} on {self.name}: {done}")
+
+    def restore(self, address):
+        self.sh(f"ip neigh del {address} dev eth0; ip neigh flush {address}")
 
     def reboot(self):
         self.lab("reboot", self.name)
