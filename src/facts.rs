@@ -13,6 +13,9 @@ use crate::root::Root;
 use crate::template::UNITS;
 
 pub mod binary;
+mod client;
+mod version;
+pub use version::containerd_version;
 
 /// The system user that registries run as.
 pub const USER: &str = "larder";
@@ -58,6 +61,28 @@ pub struct Containerd {
     pub config: Option<String>,
     /// The files that `imports` names, in order.
     pub imports: Vec<(String, String)>,
+    pub version: Option<Version>,
+    /// What tells this machine from others (machine-id(5)); an image has none.
+    pub machine_id: Option<String>,
+    /// Those secrets of the profile's `containerd` block that are not written in it.
+    pub secrets: Vec<(SecretSource, Zeroizing<String>)>,
+}
+
+impl Containerd {
+    /// The version to write for: the oldest, where nothing is installed yet.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version.unwrap_or(Version::OLDEST)
+    }
+
+    /// `None`: it could not be read, and that is among the problems.
+    #[must_use]
+    pub fn secret(&self, source: &SecretSource) -> Option<Zeroizing<String>> {
+        match source {
+            SecretSource::Literal(text) => Some(text.clone()),
+            other => self.secrets.iter().find(|(known, _)| known == other).map(|(_, text)| text.clone()),
+        }
+    }
 }
 
 /// Who has the interface, and what it has.
@@ -114,7 +139,10 @@ pub fn read(root: &Root, host: &dyn Host, node: &Node, network_is_ours: bool) ->
         read_passwords(root, node, &mut facts)?;
     }
     if node.containerd.is_some() {
-        facts.containerd = read_containerd(root)?;
+        facts.containerd = read_containerd(root, host)?;
+    }
+    if let Some(client) = &node.containerd {
+        client::read(root, client, &mut facts)?;
     }
     if let Some(network) = &node.network {
         facts.network = read_network(root, host, network, network_is_ours)?;
@@ -178,29 +206,37 @@ fn debian_registry(root: &Root) -> Result<Option<u16>> {
 fn read_passwords(root: &Root, node: &Node, facts: &mut Facts) -> Result<()> {
     for upstream in &node.upstreams {
         let Some(credentials) = &upstream.credentials else { continue };
-        let found = match &credentials.password {
-            SecretSource::Literal(text) => Some(text.clone()),
-            SecretSource::Env(name) => crate::host::environment(name),
-            SecretSource::File(path) => read_secret(root, path)?,
-            SecretSource::Credential(name) => crate::host::credential(root, name)?,
-        };
-        match found {
+        match find_secret(root, &credentials.password)? {
             Some(password) => {
                 facts.passwords.insert(upstream.host.clone(), password);
             }
             None => facts.problems.push(format!(
                 "upstreams.{}.password: {} is not there",
                 upstream.host,
-                match &credentials.password {
-                    SecretSource::Literal(_) => "the text".to_owned(),
-                    SecretSource::Env(name) => format!("the environment variable {name}"),
-                    SecretSource::File(path) => root.show(&below(path)),
-                    SecretSource::Credential(name) => format!("the systemd credential {name}"),
-                }
+                name_secret(root, &credentials.password)
             )),
         }
     }
     Ok(())
+}
+
+fn find_secret(root: &Root, source: &SecretSource) -> Result<Option<Zeroizing<String>>> {
+    match source {
+        SecretSource::Literal(text) => Ok(Some(text.clone())),
+        SecretSource::Env(name) => Ok(crate::host::environment(name)),
+        SecretSource::File(path) => read_secret(root, path),
+        SecretSource::Credential(name) => crate::host::credential(root, name),
+    }
+}
+
+/// Where a secret is, for a message.
+fn name_secret(root: &Root, source: &SecretSource) -> String {
+    match source {
+        SecretSource::Literal(_) => "the text".to_owned(),
+        SecretSource::Env(name) => format!("the environment variable {name}"),
+        SecretSource::File(path) => root.show(&below(path)),
+        SecretSource::Credential(name) => format!("the systemd credential {name}"),
+    }
 }
 
 fn below(path: &Path) -> String {
@@ -216,9 +252,10 @@ fn read_secret(root: &Root, path: &Path) -> Result<Option<Zeroizing<String>>> {
     Ok(Some(Zeroizing::new(secret.strip_suffix('\r').unwrap_or(secret).to_owned())))
 }
 
-fn read_containerd(root: &Root) -> Result<Containerd> {
-    let major = containerd_version(root)?.map(|version| version.major);
-    let mut containerd = Containerd { major, ..Containerd::default() };
+fn read_containerd(root: &Root, host: &dyn Host) -> Result<Containerd> {
+    let version = version::ask(root, host)?;
+    let mut containerd =
+        Containerd { major: version.map(|version| version.major), version, ..Containerd::default() };
     let Some(bytes) = root.read(CONTAINERD_CONFIG)? else { return Ok(containerd) };
     let text = String::from_utf8(bytes)
         .ok()
@@ -230,19 +267,6 @@ fn read_containerd(root: &Root) -> Result<Containerd> {
     }
     containerd.config = Some(text);
     Ok(containerd)
-}
-
-/// The version of the machine's containerd, read from its program without running it; `None` without one.
-///
-/// # Errors
-/// When a program that is there cannot be read.
-pub fn containerd_version(root: &Root) -> Result<Option<Version>> {
-    let Some(path) = find_program(root, "containerd") else { return Ok(None) };
-    let Some(file) = root.open_file(&path)? else { return Ok(None) };
-    Ok(binary::main_package(&file).map(|package| match binary::major(&package, 1) {
-        1 => Version::OLDEST,
-        major => Version::new(major, 0, 0),
-    }))
 }
 
 /// The files that `imports` of the main file names; `*` in the last component is a glob, and relative paths

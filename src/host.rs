@@ -33,6 +33,12 @@ pub trait Host {
     /// When the machine cannot be asked.
     fn network(&self, root: &Root, wanted: &Network, ours: bool) -> Result<NetworkState>;
 
+    /// What `containerd --version` prints; `None` where it cannot run.
+    fn containerd_version(&self, program: &str) -> Option<String> {
+        let _ = program;
+        None
+    }
+
     /// Makes a system user (sysusers.d(5)).
     ///
     /// # Errors

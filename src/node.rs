@@ -9,14 +9,18 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use zeroize::Zeroizing;
 
+pub use crate::containerd::hosts::Capability;
+
 mod build;
 mod check;
 mod choices;
+mod client;
 mod form;
 mod text;
 mod upstream;
 mod values;
 pub use build::schema;
+pub use client::remote_of;
 pub use text::*;
 
 /// What a profile asks of one machine.
@@ -162,9 +166,43 @@ pub enum Engine {
 /// This node's containerd as a client.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Containerd {
-    /// Caches in the order in which they are tried; empty: this node itself.
+    /// Caches in the order in which they are written; empty: this node itself.
     pub caches: Vec<CacheHost>,
+    pub order: Order,
+    /// Whether the upstream itself is asked last.
+    pub fallback: bool,
     pub certs_dir: AbsolutePath,
+    /// More endpoints, after the caches; each host is there once, with one at least.
+    pub mirrors: Vec<(MirrorHost, Vec<Mirror>)>,
+    pub max_concurrent_downloads: Option<u32>,
+    pub image_pull_progress_timeout: Option<Duration>,
+    /// For this node's own pulls, by registry host.
+    pub auth: Vec<(UpstreamHost, Credentials)>,
+}
+
+/// In which order caches are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// As they are written.
+    Listed,
+    /// Each node has a fixed one of its own, another for each upstream.
+    Spread,
+}
+
+/// One endpoint and what goes with it. What does not go together is not in it: TLS settings on `http`, for
+/// one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mirror {
+    pub url: RemoteUrl,
+    pub override_path: bool,
+    /// `pull` or `resolve` is among them.
+    pub capabilities: Vec<Capability>,
+    pub ca: Option<Trust>,
+    /// A certificate and its key.
+    pub client: Option<(AbsolutePath, AbsolutePath)>,
+    pub skip_verify: bool,
+    pub headers: Vec<(HeaderName, SecretSource)>,
+    pub dial_timeout: Option<Duration>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,6 +18,23 @@ const LARGEST: u64 = 1 << 20;
 /// The path of a Go program's main package, `github.com/docker/distribution/cmd/registry`.
 #[must_use]
 pub fn main_package(program: &File) -> Option<String> {
+    read_build(program).map(|build| build.package)
+}
+
+/// What Go's toolchain wrote of how a program was built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Build {
+    /// The path of the main package.
+    pub package: String,
+    /// Of the main module: of `go install`, and of `go build` within a clean checkout since Go 1.24.
+    pub module_version: Option<String>,
+    /// What the build set the variable `version.Version` to; not kept with `-trimpath`.
+    pub linked_version: Option<String>,
+}
+
+/// A Go program's build information (Go's debug/buildinfo).
+#[must_use]
+pub fn read_build(program: &File) -> Option<Build> {
     let section = section(program, b".go.buildinfo")?;
     if !section.starts_with(MAGIC) || section.get(15)? & INLINE == 0 {
         return None;
@@ -26,7 +43,23 @@ pub fn main_package(program: &File) -> Option<String> {
     let (module, _) = string(rest)?;
     let text = module.get(SENTINEL..module.len().checked_sub(SENTINEL)?)?;
     let text = std::str::from_utf8(text).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("path\t")).map(str::to_owned)
+    build(text)
+}
+
+/// The module text: a line for each fact, fields separated by tabs.
+fn build(text: &str) -> Option<Build> {
+    let package = text.lines().find_map(|line| line.strip_prefix("path\t"))?;
+    let module = text.lines().find_map(|line| line.strip_prefix("mod\t"));
+    let flags = text.lines().find_map(|line| line.strip_prefix("build\t-ldflags="));
+    let linked = flags.and_then(|flags| {
+        let (_, value) = flags.split_once("/version.Version=")?;
+        value.split(['"', '\'', ' ', '\\']).next()
+    });
+    Some(Build {
+        package: package.to_owned(),
+        module_version: module.and_then(|module| module.split('\t').nth(1)).map(str::to_owned),
+        linked_version: linked.map(str::to_owned),
+    })
 }
 
 /// The major version that a Go package path ends its module part with: `/v3/` or, before modules had such
@@ -97,6 +130,20 @@ mod tests {
         assert_eq!(major("github.com/docker/distribution/cmd/registry", 2), 2);
         assert_eq!(major("github.com/distribution/distribution/v3/cmd/registry", 2), 3);
         assert_eq!(major("github.com/containerd/containerd/v2/cmd/containerd", 1), 2);
+    }
+
+    #[test]
+    fn versions_come_from_the_module_or_the_linker() {
+        let build = |lines: &str| build(&format!("path\tx/cmd/y\n{lines}")).unwrap();
+        let installed = build("mod\tgithub.com/containerd/containerd/v2\tv2.3.4\th1:c2PJ=\n");
+        assert_eq!((installed.module_version.as_deref(), installed.linked_version), (Some("v2.3.4"), None));
+        let made = build(
+            "mod\tx\t(devel)\t\nbuild\t-ldflags=\"-X github.com/containerd/containerd/v2/version.Version=v2.1.4 -X \
+             github.com/containerd/containerd/v2/version.Revision=75cb2b7.m\"\n",
+        );
+        assert_eq!(made.linked_version.as_deref(), Some("v2.1.4"));
+        assert_eq!(made.module_version.as_deref(), Some("(devel)"));
+        assert_eq!(build("dep\tx\tv1\n").module_version, None);
     }
 
     #[test]

@@ -74,6 +74,11 @@ impl Host for Live {
         network::find(root, wanted, ours)
     }
 
+    fn containerd_version(&self, program: &str) -> Option<String> {
+        // One that does not say is taken for the oldest.
+        command::run(program, &["--version"], soon()).ok().map(|output| output.stdout)
+    }
+
     fn make_user(&self, _root: &Root, name: &str) -> Result<Done> {
         let line = sysusers_line(name);
         command::run("systemd-sysusers", &["--inline", &line], soon())

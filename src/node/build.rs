@@ -1,18 +1,17 @@
 //! From the profile as written to the model: defaults, then what only shows when values meet.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use serde_json::json;
 
-use super::choices::EngineForm;
+use super::choices::{EngineForm, Secret};
+use super::client::Fleet;
 use super::form;
 use super::upstream::{Defaults, all};
-use super::values::{Keyed, Order};
+use super::values::Keyed;
 use super::{
-    AbsolutePath, Cache, CacheHost, Containerd, Engine, Listen, Node, Period, Renderer, Schedule, Upstream,
+    AbsolutePath, Cache, Engine, Listen, Node, Period, Renderer, Schedule, SecretSource, Upstream,
     UpstreamHost, UpstreamPolicy, Verify,
 };
 use crate::profile::decode::{At, Decode, Decoder, PROBLEMS};
@@ -21,7 +20,6 @@ use crate::profile::{Loaded, Place, Problem, Problems};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const STORAGE: &str = "/var/lib/larder";
-const CERTS_DIR: &str = "/etc/containerd/certs.d";
 
 /// Where the data of a cache cannot be: other programs' places, and those that the units hide or that a boot
 /// empties.
@@ -80,6 +78,11 @@ pub fn schema() -> serde_json::Value {
     if let Some(addresses) = schema.pointer_mut("/properties/network/properties/addresses") {
         set(addresses, "minItems", 1);
     }
+    if let Some(mirrors) =
+        schema.pointer_mut("/properties/containerd/properties/mirrors/additionalProperties")
+    {
+        set(mirrors, "minItems", 1);
+    }
     schema
 }
 
@@ -103,6 +106,23 @@ impl Build<'_> {
         self.report(Problem::error(place, message).help(help));
     }
 
+    /// Whether nothing has been found wrong so far.
+    pub(super) fn is_clean(&self) -> bool {
+        self.problems.iter().all(|problem| !problem.is_error())
+    }
+
+    /// A secret that is written down where everybody can read it.
+    pub(super) fn in_clear(&mut self, path: &str, secret: &At<Secret>) {
+        if matches!(secret.value.0, SecretSource::Literal(_)) && self.loaded.is_world_readable(secret.place) {
+            let key = path.rsplit('.').next().unwrap_or(path);
+            let message = format!("{path}: in clear, in a file that anybody on this machine can read");
+            let help = format!(
+                "write `{key}: {{ file: /etc/larder/secrets/NAME }}`, or make the profile's mode 0600"
+            );
+            self.error(secret.place, message, help);
+        }
+    }
+
     pub(super) fn report(&mut self, problem: Problem) {
         if self.problems.len() < PROBLEMS {
             self.problems.push(problem);
@@ -115,7 +135,6 @@ impl Build<'_> {
         let own: Option<&[At<IpNetwork>]> =
             network.as_ref().and_then(|network| network.addresses.whole.then_some(&*network.addresses.items));
         let listen = cache.as_ref().map(|cache| self.listen(&cache.value, network.is_some(), own));
-        let listen_at = cache.as_ref().and_then(|cache| cache.value.listen).map(|listen| listen.place);
         self.missing_blocks(cache.as_ref(), containerd.as_ref(), upstreams.as_ref());
         let (gc, restart) = match &cache {
             Some(cache) => (cache.value.gc.clone(), cache.value.restart.clone()),
@@ -140,7 +159,10 @@ impl Build<'_> {
             _ => None,
         };
         let containerd = match containerd {
-            Some(containerd) => Some(self.containerd(containerd, listen, listen_at)?),
+            Some(containerd) => {
+                let own = own.unwrap_or_default();
+                Some(self.containerd(containerd, &Fleet { upstreams: &upstreams, is_whole, listen, own })?)
+            }
             None => None,
         };
         let network = match network {
@@ -185,7 +207,9 @@ impl Build<'_> {
                 Some(caches) => !caches.value.items.is_empty() || !caches.value.whole,
                 None => self.loaded.tree().get("containerd").is_some_and(|block| block.says("caches")),
             };
-            if !names_caches && !self.blocks.cache {
+            let block = self.loaded.tree().get("containerd");
+            let names_mirrors = block.is_some_and(|block| block.says("mirrors"));
+            if !names_caches && !names_mirrors && !self.blocks.cache {
                 let message =
                     "containerd: there is no cache to pull through: this node is none, and none is named";
                 self.error(
@@ -229,68 +253,6 @@ impl Build<'_> {
             }
         };
         Some(Cache { listen, engine, storage })
-    }
-
-    fn containerd(
-        &mut self,
-        form: At<form::Containerd>,
-        listen: Option<Listen>,
-        listen_at: Option<Place>,
-    ) -> Option<Containerd> {
-        let At { value: form, place } = form;
-        if let Some(order) = form.order.filter(|order| order.value == Order::Spread) {
-            self.error(order.place, "containerd.order: `spread` is not supported yet", "write `listed`");
-        }
-        if let Some(fallback) = form.fallback.filter(|fallback| !fallback.value) {
-            self.error(fallback.place, "containerd.fallback: `false` is not supported yet", "write `true`");
-        }
-        let caches = form.caches.map_or_else(Vec::new, |caches| caches.value.items);
-        let mut seen = HashMap::new();
-        for cache in &caches {
-            self.cache_host(cache);
-            if let Some(first) = seen.insert(&cache.value, cache.place) {
-                let message = format!("containerd.caches: {} is here twice", cache.value);
-                let problem = Problem::error(cache.place, message).related(first, "first here");
-                self.report(problem.help("keep one of them"));
-            }
-        }
-        if caches.is_empty()
-            && let Some(Listen::Address(IpAddr::V6(address))) = listen
-        {
-            let message =
-                format!("containerd: older versions cannot read a cache's IPv6 address ({address})");
-            let problem =
-                Problem::error(place, message).help("write a name that leads to this node: `caches: [NAME]`");
-            self.report(match listen_at {
-                Some(listen) => problem.related(listen, "the only address of the cache"),
-                None => problem,
-            });
-        }
-        let certs_dir = match form.certs_dir {
-            None => AbsolutePath::parse(CERTS_DIR).ok()?,
-            Some(path) => {
-                if path.value.as_str() == "/" {
-                    let message = "containerd.certs_dir: the root folder is not for hosts.toml files alone";
-                    self.error(path.place, message, format!("write {CERTS_DIR}"));
-                }
-                path.value
-            }
-        };
-        Some(Containerd { caches: caches.into_iter().map(|cache| cache.value).collect(), certs_dir })
-    }
-
-    fn cache_host(&mut self, cache: &At<CacheHost>) {
-        let CacheHost::Address(address) = cache.value else { return };
-        if address.is_unspecified() || address.is_multicast() {
-            let message = format!("containerd.caches: {address} is no machine's address");
-            self.error(cache.place, message, "write the address on which the cache listens");
-        } else if address.is_ipv6() {
-            // A TOML error in containerd 1.6 and 1.7: the whole hosts.toml would be ignored.
-            let message = format!(
-                "containerd.caches: older versions of containerd cannot read an IPv6 address ({address})"
-            );
-            self.error(cache.place, message, "write a name that leads to it");
-        }
     }
 }
 

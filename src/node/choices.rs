@@ -198,19 +198,64 @@ impl Decode for Secret {
     }
 }
 
+/// An endpoint's URL.
+#[derive(Debug, Clone)]
+pub struct MirrorUrl(pub RemoteUrl);
+
+impl Decode for MirrorUrl {
+    fn decode<'a>(value: &'a Value, decoder: &mut Decoder<'a>) -> Option<Self> {
+        decoder.parse(value, |text| match RemoteUrl::parse(text) {
+            Ok(url) => Ok(Self(url)),
+            // containerd would drop them without a word.
+            Err(_) if value.is_secret() => {
+                Err(Problem::error(value.place(), "credentials have no place here")
+                    .help("they go into `containerd.auth`, under the mirror's host"))
+            }
+            Err(message) => {
+                let problem = Problem::error(value.place(), message);
+                Err(match text.contains("://") || RemoteUrl::parse(&format!("https://{text}")).is_err() {
+                    true => problem,
+                    false => problem.help(format!("write `https://{text}`")),
+                })
+            }
+        })
+    }
+
+    fn schema() -> Json {
+        let mut schema = RemoteUrl::schema();
+        set(
+            &mut schema,
+            "description",
+            "An endpoint's URL: http or https, host, optional port, optional path; no credentials in it",
+        );
+        set(&mut schema, "examples", json!(["https://mirror.gcr.io"]));
+        schema
+    }
+}
+
 /// A URL alone, or with what goes with it.
 #[derive(Debug)]
-pub struct MirrorForm;
+pub struct MirrorForm(pub Mirror);
 
 impl Decode for MirrorForm {
     fn decode<'a>(value: &'a Value, decoder: &mut Decoder<'a>) -> Option<Self> {
         if value.is_map() {
-            return Mirror::decode(value, decoder).map(|_| Self);
+            return Mirror::decode(value, decoder).map(Self);
         }
-        RemoteUrl::decode(value, decoder).map(|_| Self)
+        let url = At::<MirrorUrl>::decode(value, decoder)?;
+        Some(Self(Mirror { url: Some(url), ..Mirror::default() }))
     }
 
     fn schema() -> Json {
-        json!({ "oneOf": [RemoteUrl::schema(), Mirror::schema()] })
+        let mut map = Mirror::schema();
+        if let Some(capabilities) = map.pointer_mut("/properties/capabilities") {
+            set(capabilities, "minItems", 1);
+            set(capabilities, "uniqueItems", true);
+        }
+        if let Some(client) = map.pointer_mut("/properties/client") {
+            set(client, "minItems", 2);
+            set(client, "maxItems", 2);
+        }
+        json!({ "oneOf": [MirrorUrl::schema(), map] })
     }
 }

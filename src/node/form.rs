@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
-use super::choices::{EngineForm, InterfaceForm, MirrorForm, Secret, StorageForm};
-use super::values::{Capability, Downloads, Keyed, Order, ScheduleForm, Version};
+use super::choices::{EngineForm, InterfaceForm, MirrorForm, MirrorUrl, Secret, StorageForm};
+use super::values::{Downloads, Keyed, ScheduleForm, Version};
 use super::{
-    AbsolutePath, CacheHost, DomainName, HeaderName, HelperName, MirrorHost, Mtu, Port, RemoteUrl, Renderer,
-    Repository, RouteTarget, Size, UpstreamHost, UpstreamPolicy, Username,
+    AbsolutePath, CacheHost, Capability, DomainName, HeaderName, HelperName, MirrorHost, Mtu, Order, Port,
+    RemoteUrl, Renderer, Repository, RouteTarget, Size, Trust, UpstreamHost, UpstreamPolicy, Username,
 };
 use crate::profile::decode::{At, List, NotYet};
 use crate::profile::record::record;
@@ -150,18 +150,20 @@ record! {
     pub struct Containerd {
         /// Tried in this order; by default this node, when it is a cache.
         caches: At<List<At<CacheHost>>>,
-        /// `spread` lets each node try them in an order of its own. Only `listed` is supported yet.
+        /// `spread` lets each node try them in a fixed order of its own, another for each upstream.
         order: At<Order>,
-        /// `false`: the upstream itself is never asked. Only `true` is supported yet.
+        /// `false`: the upstream itself is never asked, even where that fails the pull.
         fallback: At<bool>,
         /// The folder of the hosts.toml files.
         certs_dir: At<AbsolutePath>,
-        /// More endpoints for one upstream, after the caches. Not supported yet.
-        mirrors: NotYet<Keyed<MirrorHost, Vec<MirrorForm>>>,
-        /// How many layers of an image are downloaded at once. Not supported yet.
-        max_concurrent_downloads: NotYet<Downloads>,
-        /// This node's own credentials for a registry host. Not supported yet.
-        auth: NotYet<Keyed<UpstreamHost, Login>>,
+        /// More endpoints for one registry host, after the caches; `_default` is for each that is not named.
+        mirrors: At<Keyed<MirrorHost, At<List<At<MirrorForm>>>>>,
+        /// How many layers are downloaded at once: of an image before containerd 2.1, of all images since.
+        max_concurrent_downloads: Downloads,
+        /// A pull that receives nothing for so long is cancelled as a whole (containerd 1.7 and later).
+        image_pull_progress_timeout: At<Duration>,
+        /// This node's own credentials for a registry host.
+        auth: Keyed<UpstreamHost, Login>,
     }
 }
 
@@ -170,21 +172,21 @@ record! {
     pub struct Mirror {
         /// Where it is.
         #[required = "url: https://mirror.example.com"]
-        url: RemoteUrl,
-        /// The path of the URL is the whole path, `/v2` included.
-        override_path: bool,
-        /// What it is asked for.
-        capabilities: Vec<Capability>,
-        /// Trusted for this endpoint only.
-        ca: AbsolutePath,
-        /// Certificate and key that containerd shows to it.
-        client: Vec<AbsolutePath>,
+        url: At<MirrorUrl>,
+        /// The path of the URL is the whole path, `/v2` included, as a Harbor project's.
+        override_path: At<bool>,
+        /// What it is asked for: `pull` and `resolve` by default.
+        capabilities: At<List<At<Capability>>>,
+        /// Trusted for this endpoint besides the system's own: a PEM file, or the PEM text itself.
+        ca: At<Trust>,
+        /// Certificate and key that containerd shows to it, each a PEM file.
+        client: At<List<At<AbsolutePath>>>,
         /// Take any certificate.
-        skip_verify: bool,
-        /// Sent with each request.
-        headers: Keyed<HeaderName, Secret>,
-        /// How long a connection may take.
-        dial_timeout: Duration,
+        skip_verify: At<bool>,
+        /// Sent with each request: the text itself, or where it is.
+        headers: Keyed<HeaderName, At<Secret>>,
+        /// How long a connection may take, from 100ms to 30s (containerd 2.1 and later).
+        dial_timeout: At<Duration>,
     }
 }
 
@@ -197,7 +199,7 @@ record! {
         username: Username,
         /// The text itself, or where it is.
         #[required = "password: { file: /etc/larder/secrets/example }"]
-        password: Secret,
+        password: At<Secret>,
     }
 }
 

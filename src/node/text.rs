@@ -50,10 +50,12 @@ mod calendar;
 mod foreign;
 mod local;
 mod remote;
+mod trust;
 mod words;
 pub use calendar::*;
 pub use local::*;
 pub use remote::*;
+pub use trust::*;
 pub use words::*;
 
 /// Names the first character of `text` that is not `allowed`, in a way that shows look-alikes and control

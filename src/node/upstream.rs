@@ -7,12 +7,10 @@ use ipnetwork::IpNetwork;
 
 use super::build::Build;
 use super::choices::Secret;
+use super::client::remote_of;
 use super::form;
 use super::values::ScheduleForm;
-use super::{
-    Credentials, Listen, Port, RemoteUrl, Repository, Schedule, SecretSource, Upstream, UpstreamHost,
-    Username,
-};
+use super::{Credentials, Listen, Port, RemoteUrl, Repository, Schedule, Upstream, UpstreamHost, Username};
 use crate::profile::decode::At;
 use crate::profile::{Place, Problem};
 
@@ -54,6 +52,18 @@ pub(super) fn all(schedule: Option<At<ScheduleForm>>, default: Schedule) -> Sche
         None => default,
         Some(Schedule::At(calendar)) => Schedule::AllAt(calendar),
         Some(schedule) => schedule,
+    }
+}
+
+/// Whether a cache that listens there is what answers at this URL's host.
+pub(super) fn is_here(url: &RemoteUrl, listen: Listen, own: &[At<IpNetwork>]) -> bool {
+    let name = url.host_and_port().0;
+    match name.parse::<IpAddr>() {
+        Err(_) => name == "localhost",
+        Ok(ip) => match listen {
+            Listen::Address(listen) => ip == listen,
+            Listen::Any => ip.is_loopback() || own.iter().any(|address| address.value.ip() == ip),
+        },
     }
 }
 
@@ -99,10 +109,7 @@ impl Build<'_> {
         };
         let remote = match form.remote {
             Some(remote) => Some(remote.value),
-            None if host.value.as_str() == "docker.io" => {
-                RemoteUrl::parse("https://registry-1.docker.io").ok()
-            }
-            None => RemoteUrl::parse(&format!("https://{}", host.value)).ok(),
+            None => remote_of(host.value.as_str()),
         };
         Some(Upstream {
             port: form.port?.value,
@@ -124,16 +131,8 @@ impl Build<'_> {
         password: Option<At<Secret>>,
     ) -> Option<Option<Credentials>> {
         let host = &host.value;
-        if let Some(password) = &password
-            && matches!(password.value.0, SecretSource::Literal(_))
-            && self.loaded.is_world_readable(password.place)
-        {
-            let message = format!(
-                "upstreams.{host}.password: in clear, in a file that anybody on this machine can read"
-            );
-            let help =
-                "write `password: { file: /etc/larder/secrets/NAME }`, or make the profile's mode 0600";
-            self.error(password.place, message, help);
+        if let Some(password) = &password {
+            self.in_clear(&format!("upstreams.{host}.password"), password);
         }
         let written = |key: &str| {
             let tree = self.loaded.tree();
@@ -201,15 +200,8 @@ impl Build<'_> {
                 None => (RemoteUrl::parse(&format!("https://{}", host.value)).ok(), host.place),
             };
             let Some(remote) = remote else { continue };
-            let (name, port) = remote.host_and_port();
-            let is_here = match name.parse::<IpAddr>() {
-                Err(_) => name == "localhost",
-                Ok(ip) => match listen {
-                    Listen::Address(listen) => ip == listen,
-                    Listen::Any => ip.is_loopback() || own.iter().any(|address| address.value.ip() == ip),
-                },
-            };
-            if let Some(at) = ports.get(&port).filter(|_| is_here) {
+            let port = remote.host_and_port().1;
+            if let Some(at) = ports.get(&port).filter(|_| is_here(&remote, listen, own)) {
                 let message = format!("upstreams.{}.remote: {remote} is this node's own cache", host.value);
                 let problem = Problem::error(place, message).related(*at, "served here");
                 self.report(problem.help("write the upstream's own URL"));

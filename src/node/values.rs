@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-use super::{Calendar, Mtu, Period, Port, Renderer, Text, UpstreamPolicy};
+use super::{Calendar, Capability, Mtu, Order, Period, Port, Renderer, Text, UpstreamPolicy};
 use crate::profile::decode::{At, Decode, Decoder};
 use crate::profile::record::{keyword, nullable};
 use crate::profile::suggest::nearest;
@@ -117,18 +117,16 @@ ranged!(Downloads, "a number");
 
 /// How many layers are downloaded at once.
 #[derive(Debug)]
-pub struct Downloads;
+pub struct Downloads(pub u32);
 
 impl Downloads {
-    const MIN: u64 = 1;
-    const MAX: u64 = 1000;
+    const MIN: u32 = 1;
+    const MAX: u32 = 1000;
 
     fn new(number: u64) -> Result<Self, String> {
-        let range = Self::MIN..=Self::MAX;
-        if range.contains(&number) {
-            Ok(Self)
-        } else {
-            Err(format!("wanted a number from 1 to 1000, got {number}"))
+        match u32::try_from(number) {
+            Ok(number) if (Self::MIN..=Self::MAX).contains(&number) => Ok(Self(number)),
+            _ => Err(format!("wanted a number from 1 to 1000, got {number}")),
         }
     }
 }
@@ -146,25 +144,10 @@ keyword!(UpstreamPolicy {
     "require" => UpstreamPolicy::Require,
 });
 
-/// In which order caches are tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    Listed,
-    Spread,
-}
-
 keyword!(Order {
     "listed" => Order::Listed,
     "spread" => Order::Spread,
 });
-
-/// What an endpoint is asked for.
-#[derive(Debug, Clone, Copy)]
-pub enum Capability {
-    Pull,
-    Resolve,
-    Push,
-}
 
 keyword!(Capability {
     "pull" => Capability::Pull,

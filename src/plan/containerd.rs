@@ -1,30 +1,16 @@
-//! containerd as a client of the caches: one `hosts.toml` per upstream, and the one `config_path` setting.
+//! containerd as a client of the caches: one `hosts.toml` per registry host, and what `config.toml` has to say.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
 
-use anyhow::{Context, Result, ensure};
-use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
+use anyhow::Result;
 
-use super::{Content, Plan, local_address};
+use super::{Content, Plan};
 use crate::facts::{CONTAINERD_CONFIG, Containerd as Installed};
-use crate::node::{CacheHost, Containerd, Node, Upstream};
+use crate::node::{Containerd, Node, Order, Trust};
 
 pub mod config;
-
-/// The file that tells containerd where to pull one registry host's images from (containerd's docs,
-/// `hosts.md`). Only what every version from 1.6 on reads the same way: `server` first, then one table per
-/// host, in the order in which they are tried; containerd itself appends `server` last.
-#[derive(Debug, Serialize, Deserialize, PartialEq)]
-struct Hosts {
-    server: String,
-    host: IndexMap<String, Mirror>,
-}
-
-#[derive(Debug, Serialize, Deserialize, PartialEq)]
-struct Mirror {
-    capabilities: Vec<String>,
-}
+mod endpoints;
+pub use endpoints::{all, hosts};
 
 pub(super) fn plan(
     node: &Node,
@@ -49,46 +35,50 @@ pub(super) fn plan(
         ));
     }
     plan.folder(certs_dir.trim_start_matches('/'));
-    for upstream in &node.upstreams {
-        let text = hosts_toml(upstream, &endpoints(node, client, upstream))?;
-        plan.file(
-            format!("{}/{}/hosts.toml", certs_dir.trim_start_matches('/'), upstream.host),
-            text,
-            0o644,
-            Content::Ours,
+    let mut ipv6 = BTreeSet::new();
+    for (host, hosts) in all(node, client, installed, &BTreeSet::new()) {
+        let path = format!("{}/{host}/hosts.toml", certs_dir.trim_start_matches('/'));
+        let text = hosts.render(&format!("hosts.toml of {host}"))?;
+        let (mode, content) =
+            if hosts.is_secret() { (0o600, Content::Secret) } else { (0o644, Content::Ours) };
+        plan.file(path, text, mode, content);
+        ipv6.extend(hosts.hosts.into_iter().map(|host| host.url).filter(|url| url.contains('[')));
+    }
+    if !installed.version().takes_ipv6_hosts() {
+        let who = match installed.version {
+            Some(version) => format!("containerd {version}"),
+            None => "no containerd is installed here, and one before 2.0".to_owned(),
+        };
+        refused.extend(ipv6.into_iter().map(|url| {
+            format!(
+                "{url}: {who} cannot read an IPv6 address in a hosts.toml, and would ignore the whole file: write \
+                 a name that leads to it"
+            )
+        }));
+    }
+    for (host, mirrors) in &client.mirrors {
+        for (mirror, number) in mirrors.iter().zip(1..) {
+            if let Some(trust @ Trust::Pem(text)) = &mirror.ca {
+                let path = endpoints::trust_path(client, host, trust, number);
+                plan.file(path.trim_start_matches('/').to_owned(), text.as_str(), 0o644, Content::Ours);
+            }
+            if mirror.dial_timeout.is_some() && !endpoints::dials(installed.version(), mirror) {
+                plan.warnings.push((
+                    format!("{}/{host}/hosts.toml", certs_dir.trim_start_matches('/')),
+                    format!(
+                        "containerd.mirrors.{host}: containerd {} has no `dial_timeout` for {}: it waits 30s",
+                        installed.version(),
+                        mirror.url
+                    ),
+                ));
+            }
+        }
+    }
+    if client.order == Order::Spread && client.caches.len() > 1 && installed.machine_id.is_none() {
+        plan.left.push(
+            "the order of the caches is this machine's own, by its machine-id: until then they are as listed"
+                .to_owned(),
         );
     }
     Ok(())
-}
-
-/// The caches that serve `upstream`, in the order in which containerd tries them.
-fn endpoints(node: &Node, client: &Containerd, upstream: &Upstream) -> Vec<String> {
-    if client.caches.is_empty() {
-        return node.cache.iter().map(|cache| format!("http://{}", local_address(cache, upstream))).collect();
-    }
-    let port = upstream.port.get();
-    client
-        .caches
-        .iter()
-        .map(|cache| match cache {
-            CacheHost::Address(ip) => format!("http://{}", SocketAddr::new(*ip, port)),
-            CacheHost::Name(name) => format!("http://{name}:{port}"),
-        })
-        .collect()
-}
-
-fn hosts_toml(upstream: &Upstream, endpoints: &[String]) -> Result<String> {
-    let context = || format!("render hosts.toml of {}", upstream.host);
-    // Push would go to the cache with all capabilities; a cache takes none.
-    let mirror = || Mirror { capabilities: vec!["pull".to_owned(), "resolve".to_owned()] };
-    let hosts = Hosts {
-        server: upstream.remote.as_str().to_owned(),
-        host: endpoints.iter().map(|url| (url.clone(), mirror())).collect(),
-    };
-    let body = toml::to_string(&hosts).with_context(context)?;
-    let back: Hosts = toml::from_str(&body).with_context(context)?;
-    ensure!(back == hosts, "{}: it reads back differently", context());
-    Ok(format!(
-        "# Made by larder from the node profile. Change the profile, then run `larder apply`.\n{body}"
-    ))
 }

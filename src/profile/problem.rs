@@ -49,6 +49,10 @@ impl Problem {
         Self { severity: Severity::Warning, ..Self::error(place, message) }
     }
 
+    pub(crate) fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self

@@ -36,9 +36,13 @@ pub const DEBIAN_CONTAINERD: &str = r#"version = 2
     path = "/var/lib/containerd/opt"
 "#;
 
-/// The least ELF file that carries Go's build information for a main package: it is read, never run.
-pub fn go_program(package: &str) -> Vec<u8> {
-    let module = format!("{0}path\t{package}\n{0}", "0123456789abcdef");
+/// The least ELF file that carries Go's build information for a main package, `PACKAGE` or `PACKAGE VERSION`:
+/// it is read, never run.
+pub fn go_program(program: &str) -> Vec<u8> {
+    let (package, version) = program.split_once(' ').unwrap_or((program, ""));
+    let module = package.split("/cmd/").next().unwrap_or(package);
+    let line = if version.is_empty() { String::new() } else { format!("mod\t{module}\t{version}\th1:x=\n") };
+    let module = format!("{0}path\t{package}\n{line}{0}", "0123456789abcdef");
     let mut info = b"\xff Go buildinf:".to_vec();
     info.extend([8, 2]);
     info.resize(32, 0);

@@ -157,6 +157,18 @@ fn remote_url(text: &str) -> Result<(), String> {
 }
 
 impl RemoteUrl {
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        self.0.starts_with("https://")
+    }
+
+    /// What follows the host and the port; empty, or with a slash at its start.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        let rest = self.0.split_once("://").map_or(self.as_str(), |(_, rest)| rest);
+        rest.find('/').and_then(|slash| rest.get(slash..)).unwrap_or_default()
+    }
+
     /// The host without brackets, and the port, the scheme's own where none is written.
     #[must_use]
     pub fn host_and_port(&self) -> (&str, u16) {

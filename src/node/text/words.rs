@@ -147,6 +147,14 @@ impl Text for MirrorHost {
     }
 }
 
+impl MirrorHost {
+    /// Whether it stands for every host that is not named.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.as_str() == "_default"
+    }
+}
+
 /// Where a route leads; `None` is `default`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouteTarget(pub Option<IpNetwork>);

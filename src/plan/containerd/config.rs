@@ -273,7 +273,7 @@ mod tests {
 "#;
 
     fn installed(major: u32, config: &str) -> Containerd {
-        Containerd { major: Some(major), config: Some(config.to_owned()), imports: Vec::new() }
+        Containerd { major: Some(major), config: Some(config.to_owned()), ..Containerd::default() }
     }
 
     fn edited(major: u32, config: &str) -> String {
