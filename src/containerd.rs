@@ -3,6 +3,10 @@
 
 use std::fmt;
 
+pub mod config;
+pub mod document;
+pub mod duration;
+pub mod glob;
 pub mod hosts;
 
 /// A containerd's version. Where only the major one is known, the oldest that Larder knows of it stands here:
