@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::diff::{Action, Change, Diff, Stranger, enabled_units, masked_units, registry_ids, resolve};
 use crate::facts::{CONTAINERD_CONFIG, USER};
-use crate::host::{Done, Host, NetworkWanted};
+use crate::host::{Done, Host, NetworkWanted, Wanted};
 use crate::journal::{KEPT, Kind, Manifest, Owned, digest, keep_aside, make_state_folder};
 use crate::plan::{Content, Plan, STATE};
 use crate::root::{Entry, Owner, Root, Staged, folder_of};
@@ -21,6 +21,8 @@ pub struct Applied {
     pub kept: Vec<String>,
     /// What only the running machine can do.
     pub left: Vec<String>,
+    /// What is not as it should be, and was not before either.
+    pub warnings: Vec<String>,
 }
 
 /// Something failed on the way.
@@ -80,6 +82,8 @@ pub fn apply(
         None => false,
     };
     let ids = registry_ids(root)?;
+    let runtime = if wakes.containerd { host.runtime()? } else { None };
+    let wanted = Wanted { network: address.cloned(), certs_dir: plan.certs_dir.clone(), runtime };
 
     let mut run = Run {
         root,
@@ -94,10 +98,15 @@ pub fn apply(
     manifest.write(root)?;
     let result = run
         .change(diff, &mut manifest, host, &wakes)
-        .and_then(|()| host.wake(&wakes, address, &mut run.begun));
-    if let Err(cause) = result {
-        let not_undone = run.roll_back(host, &own, &old);
-        return Err(Failed { cause, not_undone, made_user }.into());
+        .and_then(|()| host.wake(root, &wakes, &wanted, &mut run.begun));
+    match result {
+        Ok(warnings) => applied.warnings = warnings,
+        Err(cause) => {
+            // Back to where containerd was, whatever it reads there.
+            let wanted = Wanted { network: None, certs_dir: None, runtime: wanted.runtime };
+            let not_undone = run.roll_back(host, &own, &old, &wanted);
+            return Err(Failed { cause, not_undone, made_user }.into());
+        }
     }
     commit(&mut manifest, plan, diff);
     manifest.write(root)?;
@@ -349,7 +358,7 @@ impl<'r> Run<'r> {
     }
 
     /// Puts every path back, newest first, and the units after it.
-    fn roll_back(mut self, host: &dyn Host, own: &Wakes, old: &Manifest) -> Vec<String> {
+    fn roll_back(mut self, host: &dyn Host, own: &Wakes, old: &Manifest, wanted: &Wanted) -> Vec<String> {
         let mut not_undone = Vec::new();
         let mut note = |what: &str, result: Result<()>| {
             if let Err(error) = result {
@@ -361,7 +370,7 @@ impl<'r> Run<'r> {
         for Change { path, before, .. } in self.undo.iter().rev() {
             note(&self.root.show(path), self.restore(path, before));
         }
-        note("wake units", host.wake(&back, None, &mut Wakes::default()));
+        note("wake units", host.wake(self.root, &back, wanted, &mut Wakes::default()).map(drop));
         note("the manifest", old.write(self.root));
         not_undone
     }

@@ -4,11 +4,13 @@
 use std::fmt;
 
 pub mod config;
+pub mod cri;
 pub mod document;
 pub mod duration;
 pub mod glob;
 pub mod hosts;
-
+pub mod probe;
+pub mod witness;
 /// A containerd's version. Where only the major one is known, the oldest that Larder knows of it stands here:
 /// what it can do, the others can do too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -17,6 +17,8 @@ pub mod image;
 pub mod live;
 mod network;
 pub mod state;
+mod trial;
+pub use state::Runtime;
 
 /// Whether something was done, or is left to the machine's own first boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,11 +71,19 @@ pub trait Host {
     /// When a unit does not stop in time.
     fn stop(&self, wakes: &Wakes) -> Result<BTreeSet<String>>;
 
-    /// Everything of `wakes` but the stops, in their order; `begun` gets each before it is tried.
+    /// How well containerd is before its configuration changes; `None`: it is at rest, and reads the new one
+    /// when it starts.
     ///
     /// # Errors
-    /// When systemd refuses, the address does not come up, or containerd's CRI does not come back.
-    fn wake(&self, wakes: &Wakes, wanted: Option<&NetworkWanted>, begun: &mut Wakes) -> Result<()>;
+    /// When the machine cannot be asked.
+    fn runtime(&self) -> Result<Option<Runtime>>;
+
+    /// Everything of `wakes` but the stops, in their order; `begun` gets each before it is tried. Returns what
+    /// a person has to be told.
+    ///
+    /// # Errors
+    /// When systemd refuses, the address does not come up, or containerd does not show what is wanted of it.
+    fn wake(&self, root: &Root, wakes: &Wakes, wanted: &Wanted, begun: &mut Wakes) -> Result<Vec<String>>;
 
     /// Tells who waits for it that everything is in place; the proof may still take its time.
     fn in_place(&self);
@@ -83,6 +93,16 @@ pub trait Host {
     /// # Errors
     /// When systemd cannot be asked.
     fn start_resting(&self, enabled: &BTreeSet<String>) -> Result<Vec<String>>;
+}
+
+/// What has to hold once all is woken.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    pub network: Option<NetworkWanted>,
+    /// containerd's pulls ask what is in this folder.
+    pub certs_dir: Option<String>,
+    /// containerd is at least as well as it was before anything changed.
+    pub runtime: Option<Runtime>,
 }
 
 /// What has to be on the link after the network files changed.

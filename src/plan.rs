@@ -32,6 +32,8 @@ pub struct Plan {
     pub warnings: Vec<(String, String)>,
     /// What only the running machine can do.
     pub left: Vec<String>,
+    /// The folder that containerd shall read, absolute.
+    pub certs_dir: Option<String>,
 }
 
 /// One thing that shall be there.

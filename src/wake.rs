@@ -9,6 +9,9 @@ use crate::facts::CONTAINERD_CONFIG;
 use crate::plan::network::is_network_file;
 use crate::plan::{REGISTRY_FOLDER, UNIT_FOLDER};
 
+/// Where containerd's own default configuration imports from (2.2 and later).
+const CONTAINERD_DROP_INS: &str = "etc/containerd/conf.d/";
+
 /// Units to touch, in this order: stop, reload, network, start, restart, containerd.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -55,7 +58,7 @@ impl Wakes {
             }
         } else if is_network_file(path) {
             self.network = true;
-        } else if path == CONTAINERD_CONFIG {
+        } else if path == CONTAINERD_CONFIG || path.starts_with(CONTAINERD_DROP_INS) {
             self.containerd = true;
         }
     }
@@ -166,6 +169,16 @@ mod tests {
     #[test]
     fn hosts_toml_wakes_nothing() {
         assert!(after(&[("etc/containerd/certs.d/a.io/hosts.toml", Change::File)], &[A]).is_empty());
+    }
+
+    #[test]
+    fn containerds_own_configuration_wakes_containerd() {
+        for path in ["etc/containerd/config.toml", "etc/containerd/conf.d/50-larder.toml"] {
+            for change in [Change::File, Change::Removed] {
+                let wanted = Wakes { containerd: true, ..Wakes::default() };
+                assert_eq!(after(&[(path, change)], &[A]), wanted);
+            }
+        }
     }
 
     #[test]

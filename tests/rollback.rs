@@ -12,7 +12,8 @@ use anyhow::{Result, bail};
 use larder::apply::{Failed, apply};
 use larder::diff::diff;
 use larder::facts::NetworkState;
-use larder::host::{Done, Host, NetworkWanted};
+use larder::host::state::CriState;
+use larder::host::{Done, Host, Runtime, Wanted};
 use larder::journal::Manifest;
 use larder::node::Network;
 use larder::plan::{Content, Plan, Purpose, Resource, User};
@@ -22,6 +23,7 @@ use support::{Machine, differences};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
+    Ask,
     TryConfig,
     Stop,
     Wake,
@@ -33,6 +35,8 @@ struct Broken<'m> {
     meanwhile: &'m dyn Fn(),
     calls: RefCell<Vec<String>>,
     failed: RefCell<bool>,
+    /// containerd does not come back with its old configuration either.
+    worse: bool,
 }
 
 impl Broken<'_> {
@@ -67,9 +71,21 @@ impl Host for Broken<'_> {
         self.step(Fault::Stop, format!("stop {:?}", wakes.stop))?;
         Ok(wakes.stop.clone())
     }
-    fn wake(&self, wakes: &Wakes, _: Option<&NetworkWanted>, begun: &mut Wakes) -> Result<()> {
+    fn runtime(&self) -> Result<Option<Runtime>> {
+        self.step(Fault::Ask, "ask containerd".to_owned())?;
+        Ok(Some(Runtime { cri: CriState::Ok, config_path: Some("/old".to_owned()) }))
+    }
+    fn wake(&self, _: &Root, wakes: &Wakes, wanted: &Wanted, begun: &mut Wakes) -> Result<Vec<String>> {
         begun.clone_from(wakes);
-        self.step(Fault::Wake, format!("start {:?}, containerd {}", wakes.start, wakes.containerd))
+        let containerd = match &wanted.runtime {
+            Some(was) if wakes.containerd => format!("reads {:?}, was {was}", wanted.certs_dir),
+            _ => wakes.containerd.to_string(),
+        };
+        self.step(Fault::Wake, format!("start {:?}, containerd {containerd}", wakes.start))?;
+        if self.worse && self.failed.borrow().to_owned() {
+            bail!("it is not as well as it was");
+        }
+        Ok(vec!["a warning".to_owned()])
     }
     fn in_place(&self) {}
     fn start_resting(&self, _: &BTreeSet<String>) -> Result<Vec<String>> {
@@ -95,6 +111,7 @@ fn plan() -> Plan {
                 Resource::Link { target: "/etc/systemd/system/larder-registry@.service".to_owned() },
             ),
         ]),
+        certs_dir: Some("/certs.d".to_owned()),
         ..Plan::default()
     }
 }
@@ -102,7 +119,8 @@ fn plan() -> Plan {
 /// Runs into `fault` and returns the error and what was asked of the host.
 fn run_into(machine: &Machine, fault: Fault, meanwhile: &dyn Fn()) -> (Failed, Vec<String>) {
     let root = Root::open(machine.root()).unwrap();
-    let host = Broken { fault, meanwhile, calls: RefCell::default(), failed: RefCell::default() };
+    let host =
+        Broken { fault, meanwhile, calls: RefCell::default(), failed: RefCell::default(), worse: false };
     let plan = plan();
     let manifest = Manifest::read(&root).unwrap();
     let diff = diff(&plan, &root, &manifest, false).unwrap();
@@ -136,15 +154,18 @@ fn every_fault_puts_every_file_back() {
 fn what_was_started_is_stopped_again() {
     let (_, calls) = run_into(&machine(), Fault::Wake, &|| ());
     let unit = r#"{"larder-registry@new.io.service"}"#;
-    let started = format!("start {unit}, containerd true");
+    let was = r#"was ok, config_path "/old""#;
+    let started = format!(r#"start {unit}, containerd reads Some("/certs.d"), {was}"#);
     assert_eq!(
         calls,
         [
+            "ask containerd".to_owned(),
             "try".to_owned(),
             "stop {}".to_owned(),
             started,
             format!("stop {unit}"),
-            "start {}, containerd true".to_owned()
+            // The old bytes: as well as it was, whatever it reads there.
+            format!("start {{}}, containerd reads None, {was}"),
         ]
     );
 }
@@ -153,7 +174,69 @@ fn what_was_started_is_stopped_again() {
 fn what_was_not_woken_yet_stays_asleep() {
     // A restart for a file that was never put in place could only do harm.
     let (_, calls) = run_into(&machine(), Fault::TryConfig, &|| ());
-    assert_eq!(calls, ["try", "stop {}", "start {}, containerd false"]);
+    assert_eq!(calls, ["ask containerd", "try", "stop {}", "start {}, containerd false"]);
+}
+
+#[test]
+fn a_containerd_that_cannot_be_asked_is_not_touched() {
+    let machine = machine();
+    let before = machine.tree();
+    let root = Root::open(machine.root()).unwrap();
+    let host = Broken {
+        fault: Fault::Ask,
+        meanwhile: &|| (),
+        calls: RefCell::default(),
+        failed: RefCell::default(),
+        worse: false,
+    };
+    let plan = plan();
+    let manifest = Manifest::read(&root).unwrap();
+    let diff = diff(&plan, &root, &manifest, false).unwrap();
+    let error = apply(&plan, &diff, &root, &host, manifest, None).unwrap_err();
+    assert!(!error.is::<Failed>(), "nothing was begun: {error:#}");
+    let mut after = machine.tree();
+    after.retain(|path, _| !matches!(path.as_str(), "var" | "var/lib" | "var/lib/larder"));
+    assert_eq!(differences(&before, &after), [""; 0]);
+}
+
+#[test]
+fn a_containerd_that_is_not_asked_to_change_is_not_asked_at_all() {
+    let machine = machine();
+    let root = Root::open(machine.root()).unwrap();
+    let host = Broken {
+        fault: Fault::Ask,
+        meanwhile: &|| (),
+        calls: RefCell::default(),
+        failed: RefCell::default(),
+        worse: false,
+    };
+    let mut plan = plan();
+    plan.resources.remove("etc/containerd/config.toml");
+    let manifest = Manifest::read(&root).unwrap();
+    let diff = diff(&plan, &root, &manifest, false).unwrap();
+    let applied = apply(&plan, &diff, &root, &host, manifest, None).unwrap();
+    assert_eq!(applied.warnings, ["a warning"]);
+    assert!(!host.calls.borrow().iter().any(|call| call == "ask containerd"));
+}
+
+#[test]
+fn an_old_state_that_cannot_be_proven_is_said() {
+    let machine = machine();
+    let root = Root::open(machine.root()).unwrap();
+    let host = Broken {
+        fault: Fault::Wake,
+        meanwhile: &|| (),
+        calls: RefCell::default(),
+        failed: RefCell::default(),
+        worse: true,
+    };
+    let plan = plan();
+    let manifest = Manifest::read(&root).unwrap();
+    let diff = diff(&plan, &root, &manifest, false).unwrap();
+    let error = apply(&plan, &diff, &root, &host, manifest, None).unwrap_err();
+    let failed = error.downcast::<Failed>().unwrap();
+    assert_eq!(failed.not_undone, ["wake units: it is not as well as it was"]);
+    assert_eq!(machine.read("etc/foreign"), "somebody's", "the files are back all the same");
 }
 
 #[test]
@@ -187,6 +270,7 @@ fn a_failed_run_deletes_no_data() {
         meanwhile: &|| (),
         calls: RefCell::default(),
         failed: RefCell::new(true),
+        worse: false,
     };
     let data = Resource::Directory { mode: 0o750, owner: User::Root, purpose: Purpose::Data };
     let with = Plan { resources: [("srv/old.io".to_owned(), data)].into(), ..plan() };

@@ -157,6 +157,9 @@ pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
     warn(&prepared.plan, &diff);
     let summary = diff.summary();
     let mut applied = apply(&prepared.plan, &diff, &root, host, prepared.manifest, address.as_ref())?;
+    for warning in &applied.warnings {
+        tell_warning(warning);
+    }
     let started = host.start_resting(&enabled_units(&prepared.plan))?;
     if !started.is_empty() {
         tracing::info!(units = started.join(" "), "started what was at rest");
@@ -190,6 +193,7 @@ fn tell(output: Output, summary: Summary, applied: &Applied, report: Option<&Rep
                 "summary": summary,
                 "kept": applied.kept,
                 "left": applied.left,
+                "warnings": applied.warnings,
                 "report": report,
             });
             text = format!("{value:#}\n");

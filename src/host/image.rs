@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{Done, Host, NetworkWanted, command};
+use super::{Done, Host, Runtime, Wanted, command};
 use crate::facts::{Manager, NetworkState, find_program};
 use crate::node::{InterfaceMatch, Network};
 use crate::root::{Entry, Root};
@@ -88,8 +88,12 @@ impl Host for Image {
         Ok(BTreeSet::new())
     }
 
-    fn wake(&self, _wakes: &Wakes, _wanted: Option<&NetworkWanted>, _begun: &mut Wakes) -> Result<()> {
-        Ok(())
+    fn runtime(&self) -> Result<Option<Runtime>> {
+        Ok(None)
+    }
+
+    fn wake(&self, _: &Root, _: &Wakes, _: &Wanted, _: &mut Wakes) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     fn in_place(&self) {}

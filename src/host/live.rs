@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 use tracing::{info, warn};
 
 use super::image::sysusers_line;
-use super::{Done, Host, NetworkWanted, command, network, state};
+use super::{Done, Host, NetworkWanted, Runtime, Wanted, command, network, state, trial};
+use crate::containerd::probe;
 use crate::facts::NetworkState;
 use crate::node::Network;
 use crate::root::Root;
@@ -27,6 +28,14 @@ const RESTART_LIMIT: Duration = Duration::from_secs(10);
 const ADDRESS_LIMIT: Duration = Duration::from_secs(15);
 /// containerd was back in 0.6 s on every version; a node full of containers takes longer.
 const CONTAINERD_LIMIT: Duration = Duration::from_secs(60);
+/// One that is coming up when we look.
+const STARTING_LIMIT: Duration = Duration::from_secs(10);
+/// A pull that goes where it shall takes half a second; one that goes elsewhere may have to wait for DNS.
+const PROBE_LIMIT: Duration = Duration::from_secs(30);
+/// CRI is served a moment after the socket is; what fails later than this fails for good.
+const SETTLING: Duration = Duration::from_secs(3);
+/// systemd restarts a containerd that dies every 5 s for ever.
+const MOST_RESTARTS: u32 = 3;
 const POLL: Duration = Duration::from_millis(50);
 const CONTAINERD: &str = "containerd.service";
 
@@ -91,9 +100,12 @@ impl Host for Live {
             return Ok(());
         }
         let shown = root.show(path);
-        command::run("containerd", &["--config", &shown, "config", "dump"], soon())
-            .map(drop)
-            .context("try the new containerd configuration")
+        let context = "try the new containerd configuration";
+        let dump =
+            command::run("containerd", &["--config", &shown, "config", "dump"], soon()).context(context)?;
+        let objections = trial::objections(root, path, &dump.stdout)?;
+        ensure!(objections.is_empty(), "{context}: {}", objections.join("; "));
+        Ok(())
     }
 
     fn bad_calendars(&self, expressions: &BTreeSet<String>) -> Result<Vec<String>> {
@@ -113,7 +125,23 @@ impl Host for Live {
         Ok(running)
     }
 
-    fn wake(&self, wakes: &Wakes, wanted: Option<&NetworkWanted>, begun: &mut Wakes) -> Result<()> {
+    fn runtime(&self) -> Result<Option<Runtime>> {
+        let mut runtime = None;
+        // One that is coming up is given the time to.
+        poll(STARTING_LIMIT, || {
+            let unit = containerd_unit()?;
+            if unit.active == "inactive" {
+                return Ok(true);
+            }
+            let now = state::runtime(soon())?;
+            let settled = now.cri == state::CriState::Ok || (unit.active != "activating" && !unit.job);
+            runtime = Some(now);
+            Ok(settled)
+        })?;
+        Ok(runtime)
+    }
+
+    fn wake(&self, root: &Root, wakes: &Wakes, wanted: &Wanted, begun: &mut Wakes) -> Result<Vec<String>> {
         if wakes.reload {
             begun.reload = true;
             command::run("systemctl", &["daemon-reload"], soon())?;
@@ -121,7 +149,7 @@ impl Host for Live {
         if wakes.network {
             begun.network = true;
             command::run("networkctl", &["reload"], soon())?;
-            if let Some(wanted) = wanted {
+            if let Some(wanted) = &wanted.network {
                 wait_for_addresses(wanted)?;
             }
         }
@@ -131,9 +159,9 @@ impl Host for Live {
         restart(&wakes.restart)?;
         if wakes.containerd {
             begun.containerd = true;
-            restart_containerd()?;
+            return restart_containerd(root, wanted);
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     fn in_place(&self) {
@@ -195,26 +223,88 @@ fn restart(units: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-fn restart_containerd() -> Result<()> {
+fn containerd_unit() -> Result<state::UnitState> {
     let unit = BTreeSet::from([CONTAINERD.to_owned()]);
-    let before = states(&unit)?;
+    Ok(states(&unit)?.into_iter().next().unwrap_or_default())
+}
+
+/// Restarts containerd and wants it to be as well as it was, and to read what it shall read. Containers run
+/// on: its unit kills the main process alone (KillMode=process), and no task is touched. Never SIGHUP: it
+/// kills containerd.
+fn restart_containerd(root: &Root, wanted: &Wanted) -> Result<Vec<String>> {
+    let before = containerd_unit()?;
     // At rest it reads the new file when it starts. At boot it is queued behind us: waiting for it would be a
     // deadlock.
     // One that failed, by our doing perhaps, is brought back.
-    if before.iter().all(|s| s.active == "inactive") {
-        return Ok(());
+    if before.active == "inactive" {
+        return Ok(Vec::new());
     }
+    let unit = BTreeSet::from([CONTAINERD.to_owned()]);
     queue("reset-failed", &unit)?;
     queue("restart", &unit)?;
-    poll(RESTART_LIMIT, || Ok(states(&unit)?.iter().all(|s| !s.job)))?;
-    let mut last = String::new();
-    let up = poll(CONTAINERD_LIMIT, || {
-        let now = state::cri(soon())?;
-        last = now.to_string();
-        Ok(now == state::CriState::Ok)
+    let now = settle(&before, wanted.runtime.as_ref())?;
+    let Some(was) = &wanted.runtime else {
+        ensure!(
+            now.cri == state::CriState::Ok,
+            "restart containerd: CRI did not come up with the new configuration: {now}"
+        );
+        return prove_certs_d(root, wanted);
+    };
+    if now.cri == state::CriState::Ok && wanted.certs_dir.is_some() {
+        return prove_certs_d(root, wanted);
+    }
+    match wanted.certs_dir {
+        Some(_) => ensure!(
+            now.cri.rank() >= was.cri.rank(),
+            "restart containerd: CRI did not come up with the new configuration: {now}"
+        ),
+        None => ensure!(
+            now.is_as_well_as(was),
+            "restart containerd: it is not as well as it was: wanted {was}, got {now}"
+        ),
+    }
+    Ok(match now.cri {
+        state::CriState::Ok => Vec::new(),
+        _ => vec![format!(
+            "containerd's CRI was not up before its configuration changed ({}), and is not up now ({}): see \
+             `journalctl -u containerd`",
+            was.cri, now.cri
+        )],
+    })
+}
+
+fn prove_certs_d(root: &Root, wanted: &Wanted) -> Result<Vec<String>> {
+    if let Some(certs_dir) = &wanted.certs_dir {
+        let proof = probe::reads_certs_d(root, certs_dir, Instant::now() + PROBE_LIMIT)
+            .context("restart containerd")?;
+        info!(certs_dir, "{} reads {certs_dir}", proof.user_agent);
+    }
+    Ok(Vec::new())
+}
+
+/// Waits for the new process until its CRI is up, or cannot be expected to come up any more.
+fn settle(before: &state::UnitState, was: Option<&Runtime>) -> Result<Runtime> {
+    let mut last = Runtime { cri: state::CriState::NotRunning("no answer".to_owned()), config_path: None };
+    let mut unwell: Option<Instant> = None;
+    poll(CONTAINERD_LIMIT, || {
+        let unit = containerd_unit()?;
+        // The old one's answer is not the new one's.
+        if unit.job || (unit.main_pid.is_some() && unit.main_pid == before.main_pid) {
+            return Ok(false);
+        }
+        last = state::runtime(soon())?;
+        // A plugin is loaded once, when containerd starts.
+        unwell = match last.cri.rank() {
+            1 => unwell.or_else(|| Some(Instant::now())),
+            _ => None,
+        };
+        let hopeless = unit.is_at_rest()
+            || unit.restarts >= MOST_RESTARTS
+            || unwell.is_some_and(|since| since.elapsed() >= SETTLING)
+            || (last.cri.rank() == 0 && was.is_some_and(|was| was.cri.rank() == 0) && unit.restarts > 0);
+        Ok(last.cri == state::CriState::Ok || hopeless)
     })?;
-    ensure!(up, "restart containerd: CRI did not come up with the new configuration: {last}");
-    Ok(())
+    Ok(last)
 }
 
 /// A message to the service manager, where this is a service that it wants to hear from (sd_notify(3)).

@@ -10,9 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use super::command;
-
-/// `containerd.defaults.DefaultAddress`, which `ctr` uses too.
-const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+use crate::containerd::cri::{Client, Code, SOCKET};
 
 const PROPERTIES: &str = "--property=Id,LoadState,ActiveState,SubState,Result,NRestarts,MainPID,Job,\
     ActiveEnterTimestampMonotonic,NextElapseUSecRealtime,NextElapseUSecMonotonic,UnitFileState";
@@ -169,7 +167,7 @@ impl fmt::Display for CriState {
         match self {
             Self::Ok => f.write_str("ok"),
             Self::NotInstalled => f.write_str("no containerd on this machine"),
-            Self::NotRunning(why) => write!(f, "containerd not running ({CONTAINERD_SOCKET}: {why})"),
+            Self::NotRunning(why) => write!(f, "containerd not running ({SOCKET}: {why})"),
             Self::Absent => {
                 f.write_str("containerd without its CRI plugin (see disabled_plugins in its config)")
             }
@@ -179,19 +177,84 @@ impl fmt::Display for CriState {
     }
 }
 
+impl CriState {
+    /// 2: pods can be started, 1: containerd runs all the same, 0: nothing does.
+    #[must_use]
+    pub fn rank(&self) -> u8 {
+        match self {
+            Self::Ok => 2,
+            Self::Absent | Self::Unwell { .. } => 1,
+            Self::NotInstalled | Self::NotRunning(_) => 0,
+        }
+    }
+}
+
+/// How well containerd is, and what it reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runtime {
+    pub cri: CriState,
+    /// The `config_path` that it runs with; containerd 2 does not say.
+    pub config_path: Option<String>,
+}
+
+impl Runtime {
+    /// Whether nothing was lost since `before`.
+    #[must_use]
+    pub fn is_as_well_as(&self, before: &Self) -> bool {
+        self.cri.rank() >= before.cri.rank()
+            && (before.config_path.is_none() || self.config_path == before.config_path)
+    }
+}
+
+impl fmt::Display for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cri.fmt(f)?;
+        match &self.config_path {
+            Some(path) => write!(f, ", config_path {path:?}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The state of containerd's CRI plugin.
 pub fn cri(deadline: Instant) -> Result<CriState> {
-    // `ctr` tries for ten seconds to reach a containerd that is not there.
-    if let Err(error) = dial(CONTAINERD_SOCKET) {
-        return Ok(match command::find("containerd") {
+    runtime(deadline).map(|runtime| runtime.cri)
+}
+
+/// Asks containerd itself, by CRI.
+pub fn runtime(deadline: Instant) -> Result<Runtime> {
+    let without = |cri| Ok(Runtime { cri, config_path: None });
+    if let Err(error) = dial(SOCKET) {
+        return without(match command::find("containerd") {
             Some(_) => CriState::NotRunning(error.desc().to_lowercase()),
             None => CriState::NotInstalled,
         });
     }
-    let listed = command::run("ctr", &["plugins", "ls", "id==cri"], deadline)?;
+    let answer = Client::connect(SOCKET, deadline).and_then(|client| client.status());
+    match answer {
+        Ok(status) if status.runtime_ready => {
+            Ok(Runtime { cri: CriState::Ok, config_path: status.config_path })
+        }
+        Ok(status) => without(CriState::Unwell { status: "not ready".to_owned(), error: status.reason }),
+        Err(error) if error.code == Code::Unimplemented => without(unwell_plugin(deadline)?),
+        Err(error) => without(CriState::Unwell { status: "no answer".to_owned(), error: error.message }),
+    }
+}
+
+/// Why containerd has no CRI to speak. CRI cannot say that, `ctr` can.
+fn unwell_plugin(deadline: Instant) -> Result<CriState> {
+    let unknown = || CriState::Unwell {
+        status: "not served".to_owned(),
+        error: "the plugin failed, or is off: see containerd's log".to_owned(),
+    };
+    let listed = match command::run("ctr", &["plugins", "ls", "id==cri"], deadline) {
+        Err(command::Error::NotFound { .. }) => return Ok(unknown()),
+        listed => listed?,
+    };
     Ok(match parse_plugin_status(&listed.stdout) {
         None => CriState::Absent,
-        Some("ok") => CriState::Ok,
+        // Loaded, and not served yet.
+        Some("ok") => unknown(),
         Some(status) => {
             let detailed = command::run("ctr", &["plugins", "ls", "--detailed", "id==cri"], deadline)?;
             CriState::Unwell { status: status.to_owned(), error: parse_plugin_error(&detailed.stdout) }

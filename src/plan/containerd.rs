@@ -20,6 +20,7 @@ pub(super) fn plan(
     refused: &mut Vec<String>,
 ) -> Result<()> {
     let certs_dir = client.certs_dir.as_str();
+    plan.certs_dir = Some(certs_dir.to_owned());
     match config::set_config_path(installed, certs_dir) {
         Ok(edit) => {
             let path = CONTAINERD_CONFIG.to_owned();
