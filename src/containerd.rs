@@ -7,10 +7,13 @@ pub mod config;
 pub mod cri;
 pub mod document;
 pub mod duration;
+pub mod edit;
 pub mod glob;
 pub mod hosts;
+pub mod legacy;
 pub mod probe;
 pub mod witness;
+
 /// A containerd's version. Where only the major one is known, the oldest that Larder knows of it stands here:
 /// what it can do, the others can do too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
