@@ -3,6 +3,7 @@
 # make demo     a throwaway machine that is a cache and its own client, provisioned and shown
 # make bench    measured against `true`, bash and Ansible
 # make soak     ten minutes (SOAK_SECONDS) of pulls, collections, restarts and crashes
+# make images   build the machines' images now, side by side, rather than when a scenario wants one
 # make deps     install what is missing; the targets above do it themselves
 # make clean    remove what was built, images and tools of the tests included
 
@@ -15,7 +16,7 @@ LARDER := target/$(TARGET)/release/larder
 # The scenarios make network namespaces and mounts.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo env PATH="$(PATH)" LARDER_CACHE="$(LARDER_CACHE)" SOAK_SECONDS="$(SOAK_SECONDS)")
 
-.PHONY: check test e2e build demo bench soak deps clean
+.PHONY: check test e2e build images demo bench soak deps clean
 
 check: deps
 	cargo fmt --check
@@ -31,6 +32,9 @@ e2e: build
 
 build: deps
 	cargo build --locked --quiet --release --target $(TARGET)
+
+images: deps
+	@$(ROOT) sh -c 'for suite in bookworm trixie forky; do tests/e2e/image $$suite & done; wait'
 
 demo: build
 	$(ROOT) tests/e2e/demo --larder $(LARDER)

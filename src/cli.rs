@@ -18,6 +18,7 @@ use crate::plan::Refused;
 use crate::profile::{self, Loaded, Problems, Source};
 use crate::root::Root;
 
+mod explain;
 mod run;
 
 /// Exit codes (also in `larder --help`).
@@ -37,7 +38,8 @@ pub mod code {
     version,
     after_help = "Exit codes:\n  0   converged (plan: nothing to do)\n  1   failed, and put back as it was\n  \
                   2   profile or usage refused, nothing touched\n  3   failed, and not all could be put back\n  \
-                  4   applied, but the verification found something down\n  10  plan: something to do"
+                  4   applied, but the verification found something down\n      \
+                  (explain: something written does not work as written)\n  10  plan: something to do"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -105,6 +107,15 @@ enum Command {
     Config {
         #[command(flatten)]
         input: Input,
+    },
+    /// Show what containerd does for an image of one registry host, and which setting made it so
+    #[command(
+        after_help = "Exit codes:\n  0  images can be pulled, and the host's settings work as written\n  \
+                            2  no registry host\n  4  explained: something stops pulls, or does not work as written"
+    )]
+    Explain {
+        #[command(flatten)]
+        input: explain::ExplainInput,
     },
     /// Print the profile's JSON Schema
     Schema,
@@ -184,6 +195,7 @@ fn dispatch(command: Command) -> Result<u8> {
                 Output::Json => print_json(&json!({ "version": 1, "values": loaded.config_json() })),
             }
         }
+        Command::Explain { input } => explain::explain_command(&input),
         Command::Schema => print_json(&schema()),
         Command::Gc { upstream, engine } => {
             log::init();

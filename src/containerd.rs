@@ -12,6 +12,7 @@ pub mod glob;
 pub mod hosts;
 pub mod legacy;
 pub mod probe;
+pub mod resolve;
 pub mod witness;
 
 /// A containerd's version. Where only the major one is known, the oldest that Larder knows of it stands here:

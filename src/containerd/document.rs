@@ -134,6 +134,8 @@ pub struct Document {
     pub root: Node,
     /// Each `[table.header]` in the order of the file, with its line.
     pub headers: Vec<(Vec<String>, usize)>,
+    /// The path of each inline table.
+    pub inline: Vec<Vec<String>>,
 }
 
 /// Why a file is no TOML to a containerd.
@@ -162,14 +164,15 @@ pub fn parse(file: &str, bytes: &[u8], version: Version) -> Result<Document, Syn
         line: error.span().map(|span| line_of(text, span.start)),
         text: error.message().lines().next().unwrap_or("not TOML").to_owned(),
     })?;
-    let mut reader = Reader { file: file.into(), text, version, headers: Vec::new(), problem: None };
+    let mut reader =
+        Reader { file: file.into(), text, version, headers: Vec::new(), inline: Vec::new(), problem: None };
     let root = reader.table(document.as_table(), &mut Vec::new(), 1);
     if let Some(problem) = reader.problem {
         return Err(problem);
     }
     reader.headers.sort_by_key(|(position, ..)| *position);
     let headers = reader.headers.into_iter().map(|(_, path, line)| (path, line)).collect();
-    Ok(Document { root, headers })
+    Ok(Document { root, headers, inline: reader.inline })
 }
 
 /// The line that an offset is on, counted from 1.
@@ -183,6 +186,7 @@ struct Reader<'t> {
     text: &'t str,
     version: Version,
     headers: Vec<(usize, Vec<String>, usize)>,
+    inline: Vec<Vec<String>>,
     problem: Option<Syntax>,
 }
 
@@ -275,6 +279,7 @@ impl Reader<'_> {
                 if !table.is_dotted()
                     && let Some(span) = table.span()
                 {
+                    self.inline.push(path.clone());
                     self.inline_table(table, span, line);
                 }
                 Value::Table(self.children(table, path, line))

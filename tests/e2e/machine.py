@@ -241,6 +241,27 @@ class Machine:
     def pull(self, *images):
         return self.sh("cri pull " + shlex.join(images))
 
+    def container(self, name="kept"):
+        """Start a container that sleeps, where the kubelet's are; the id of its process on the machine.
+
+        A shutdown of the machine waits for it: see `remove_container`.
+        """
+        # Of the machine's own programs: no image. The host may have no cgroup controllers to hand down.
+        done = self.sh(f"""
+            root=/run/container-{name}; mkdir -p $root/usr $root/proc $root/dev $root/sys
+            for part in bin sbin lib lib64; do ln -sfn usr/$part $root/$part; done
+            ctr -n k8s.io run --detach --cpu-shares 0 --mount type=bind,src=/usr,dst=/usr,options=rbind:ro \
+              --rootfs $root {name} /usr/bin/sleep infinity >&2 &&
+            ctr -n k8s.io task ls | awk '$1 == "{name}" {{ print $2 }}'""")
+        if done.code != 0 or not done.out.strip().isdigit():
+            raise OSError(f"run a container on {self.name}: {done}")
+        return int(done.out)
+
+    def remove_container(self, name="kept"):
+        done = self.sh(f"ctr -n k8s.io task rm --force {name} && ctr -n k8s.io container rm {name}")
+        if done.code != 0:
+            raise OSError(f"remove a container on {self.name}: {done}")
+
     def forget(self):
         """Remove every image from containerd, content and all."""
         done = self.sh("cri rmi $(ctr -n k8s.io images ls -q | grep -v @ | grep -v ^sha256:)")
@@ -298,7 +319,9 @@ class Machine:
         """What a reader wants to see of a machine on which a check failed."""
         return self.out("""
             systemctl --failed --no-legend --no-pager; ip -br addr; ls /etc/larder/registry
-            for f in /root/apply.out /run/larder/status.json; do echo "== $f"; cat $f; done
+            echo "== /root/apply.out"; cat /root/apply.out
+            echo "== /run/larder/status.json, less what is ok"
+            jq -c '.rows[] | select(.state != "ok")' /run/larder/status.json
             journalctl -b --no-pager -n 40 -o short-monotonic -t systemd -t larder -u larder.service -u cloud-final |
               cut -c1-200""")
 

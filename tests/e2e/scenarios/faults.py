@@ -14,6 +14,17 @@ except OSError as error:
     end = getattr(error, "reason", None) or error
 print(f"{end} after {time.monotonic() - start:.0f}s")
 """
+# Two requests over one connection, the second when a file appears.
+KEEP = """
+import http.client, os, time
+connection = http.client.HTTPConnection("10.0.20.21:5000", timeout=5)
+for name in ("/root/first", "/root/second"):
+    connection.request("GET", "/v2/")
+    connection.getresponse().read()
+    open(name, "w").close()
+    while not os.path.exists("/root/go"):
+        time.sleep(0.1)
+"""
 CACHE = "http://10.0.20.21:5000"
 
 
@@ -46,7 +57,12 @@ def run(t):
     t.check("and again", node.wait(f"python3 /root/ask.py {CACHE}/v2/ 2 | grep -q 200", 10), exits(0))
 
     cache.set("pass")
+    node.write("/root/keep.py", KEEP)
+    kept = node.start("python3 /root/keep.py")
+    node.wait("test -e /root/first", 10)
     lab.blackhole(cache.address)
+    node.sh("touch /root/go")
+    t.check("a connection that was open before a black hole", kept.communicate(timeout=30)[0], has("timed out"))
     t.check("a cache behind a black hole", ask(seconds=5), has("timed out after 5s"))
     lab.restore(cache.address)
     t.check("after it", ask(), has("200"))

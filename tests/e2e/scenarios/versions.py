@@ -44,6 +44,9 @@ def run(t):
             timers_differ(t, node)
             pulls_through_the_cache(t, lab, node)
             second_apply_changes_nothing(t, node)
+            lives = f"test -e /proc/{node.container()} && systemctl restart containerd && sleep 1 && ctr -n k8s.io task ls"
+            t.check("a container, and a restart of containerd", node.out(lives), has("RUNNING"))
+            node.remove_container()
             node.reboot()
             has_its_address(t, node, "after a reboot")
             units_run(t, node, "after a reboot")

@@ -1,0 +1,587 @@
+//! Which endpoints one version of containerd asks for an image of one registry host, in order, and what stands
+//! in the way.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::config::{Effective, Note, Origin, Pull};
+use super::{Version, glob};
+use crate::root::Root;
+use url::Url;
+
+pub mod read;
+pub mod url;
+
+/// What an endpoint may be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Capability {
+    Pull,
+    Resolve,
+    Push,
+    /// 2.2 and later.
+    Referrers,
+}
+
+impl Capability {
+    /// All that this containerd knows.
+    #[must_use]
+    pub fn all(version: Version) -> Vec<Self> {
+        let mut all = vec![Self::Pull, Self::Resolve, Self::Push];
+        if version >= Version::new(2, 2, 0) {
+            all.push(Self::Referrers);
+        }
+        all
+    }
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Resolve => "resolve",
+            Self::Push => "push",
+            Self::Referrers => "referrers",
+        }
+    }
+}
+
+/// One endpoint as written.
+#[derive(Debug, Clone, Default)]
+pub struct Entry {
+    pub url: Url,
+    pub capabilities: Vec<Capability>,
+    /// As written; `Some` of nothing also counts as TLS being configured.
+    pub ca: Option<Vec<String>>,
+    pub client: Vec<(String, Option<String>)>,
+    pub skip_verify: Option<bool>,
+    /// Names only: values may be secrets.
+    pub headers: Vec<String>,
+    pub override_path: bool,
+    pub dial_timeout: Option<String>,
+    pub origin: Option<Origin>,
+}
+
+/// What an endpoint is to the registry host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Mirror,
+    /// `server`.
+    Server,
+    /// The registry host itself, where nothing says otherwise.
+    Upstream,
+}
+
+/// One endpoint as it is asked.
+#[derive(Debug, Clone, Serialize)]
+pub struct Asked {
+    /// `/v2` included, where it is asked.
+    pub url: String,
+    /// Plain http where no TLS answers.
+    pub then_http: bool,
+    pub role: Role,
+    pub capabilities: Vec<Capability>,
+    /// What is sent as `?ns=`.
+    pub namespace: Option<String>,
+    pub ca: Vec<String>,
+    pub client: Vec<(String, Option<String>)>,
+    pub skip_verify: bool,
+    /// Names only.
+    pub headers: Vec<String>,
+    pub override_path: bool,
+    pub dial_timeout: Option<String>,
+    /// Where it is written; nowhere for the host itself.
+    pub origin: Option<Origin>,
+}
+
+impl Asked {
+    /// Whether it is asked what a tag means. Its blobs are asked for whatever it says.
+    #[must_use]
+    pub fn resolves(&self) -> bool {
+        [Capability::Pull, Capability::Resolve].iter().all(|one| self.capabilities.contains(one))
+    }
+}
+
+/// The whole answer for one registry host.
+#[derive(Debug, Default)]
+pub struct Resolution {
+    /// What made containerd look there; `None` where it is built in.
+    pub decided_by: Option<Origin>,
+    /// Below the root.
+    pub directory: Option<String>,
+    /// The hosts.toml that is in effect, below the root.
+    pub file: Option<String>,
+    /// In order. Each step of a pull starts at the first again.
+    pub endpoints: Vec<Asked>,
+    /// Every pull fails, and no endpoint is asked.
+    pub fails: Option<Note>,
+    /// What is not as it seems.
+    pub traps: Vec<Note>,
+    /// Without effect on this containerd.
+    pub ignored: Vec<Note>,
+}
+
+/// Resolves one registry host, with its port where it has one.
+///
+/// # Errors
+/// When a file that is there cannot be read.
+pub fn endpoints(effective: &Effective, root: &Root, host: &str) -> Result<Resolution> {
+    let mut resolver = Resolver {
+        effective,
+        root,
+        host,
+        found: Resolution { decided_by: effective.config_path.origin.clone(), ..Resolution::default() },
+    };
+    if effective.directories().is_empty() {
+        match (&effective.pull, legacy(effective, host)) {
+            (Pull::Transfer, _) => resolver.finish(vec![Entry::default()])?,
+            (Pull::Local(_), Ok((endpoints, decided_by))) => {
+                resolver.found.endpoints = endpoints;
+                resolver.found.decided_by = decided_by;
+                resolver.check_legacy_tls()?;
+            }
+            (Pull::Local(_), Err(note)) => resolver.found.fails = Some(note),
+        }
+    } else {
+        resolver.look_up()?;
+    }
+    if resolver.found.fails.is_some() {
+        resolver.found.endpoints.clear();
+    }
+    Ok(resolver.found)
+}
+
+struct Resolver<'a> {
+    effective: &'a Effective,
+    root: &'a Root,
+    host: &'a str,
+    found: Resolution,
+}
+
+/// What a path leads to, as Go's `os.Stat` and `os.ReadFile` see it.
+enum Stat {
+    Absent,
+    Directory,
+    /// Also a broken path: a file in the place of a folder.
+    Other,
+}
+
+impl Resolver<'_> {
+    fn trap(&mut self, origin: &Origin, text: impl Into<String>) {
+        self.found.traps.push(Note::new(origin, text));
+    }
+
+    fn fail(&mut self, origin: &Origin, text: impl Into<String>) {
+        self.found.fails.get_or_insert_with(|| Note::new(origin, text));
+    }
+
+    fn config_path_origin(&self) -> Origin {
+        let otherwise = || Origin::file(super::config::MAIN);
+        self.effective.config_path.origin.clone().unwrap_or_else(otherwise)
+    }
+
+    /// `HostDirFromRoot`, for each root in turn.
+    fn look_up(&mut self) -> Result<()> {
+        let config_path = self.effective.config_path.value.clone();
+        let directories: Vec<String> =
+            self.effective.directories().iter().map(|dir| glob::clean(dir)).collect();
+        if directories.len() == 1 && config_path.contains(':') {
+            let by = if self.effective.config_path.origin.is_some() { "is" } else { "is, built in," };
+            self.trap(
+                &self.config_path_origin(),
+                format!("config_path {by} {config_path:?}, which containerd takes for one directory: no hosts.toml is read"),
+            );
+        }
+        for directory in &directories {
+            for name in names(self.host) {
+                let path = if directory.is_empty() { name } else { format!("{directory}/{name}") };
+                match stat(self.root, &path)? {
+                    Stat::Absent => {}
+                    Stat::Directory => {
+                        self.found.directory = Some(path.clone());
+                        self.other_names(directory);
+                        return self.load(directory, &path);
+                    }
+                    Stat::Other => {
+                        self.fail(&Origin::file(&path), "no directory: every pull fails");
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        for directory in &directories {
+            self.other_names(directory);
+        }
+        self.finish(vec![Entry::default()])
+    }
+
+    /// Docker Hub goes by several names, and only one is looked for.
+    fn other_names(&mut self, directory: &str) {
+        if self.host != "docker.io" {
+            return;
+        }
+        for other in ["registry-1.docker.io", "index.docker.io", "hub.docker.com"] {
+            let path = format!("{directory}/{other}");
+            if self.root.exists(&path) {
+                self.trap(&Origin::file(&path), "images of Docker Hub look only in docker.io");
+            }
+        }
+    }
+
+    /// `loadHostDir`.
+    fn load(&mut self, directory: &str, path: &str) -> Result<()> {
+        let file = format!("{path}/hosts.toml");
+        let origin = Origin::file(&file);
+        let bytes = match (self.root.read(&file)?, stat(self.root, &file)?) {
+            (Some(bytes), _) => bytes,
+            (None, Stat::Absent) => Vec::new(),
+            (None, _) => {
+                self.fail(&origin, "no file: every pull fails");
+                return Ok(());
+            }
+        };
+        let present = self.root.exists(&file);
+        if bytes.is_empty() {
+            let entry = self.certificates(path)?;
+            if entry.ca.is_none() && entry.client.is_empty() {
+                let default = format!("{directory}/_default");
+                let masks = path != default && self.root.exists(&default);
+                let what = if present { "an empty hosts.toml" } else { "no hosts.toml and no certificate" };
+                let end = if masks { format!(", and /{default} is not looked at") } else { String::new() };
+                let at = if present { &origin } else { &Origin::file(path) };
+                self.trap(at, format!("{what}: only the registry itself is asked{end}"));
+            }
+            return self.finish(vec![entry]);
+        }
+        match read::read(&file, &bytes, self.effective.version) {
+            Ok(mut hosts) => {
+                self.found.file = Some(file);
+                self.found.traps.append(&mut hosts.traps);
+                self.found.ignored.append(&mut hosts.ignored);
+                for name in self.root.list(path)? {
+                    if name.ends_with(".crt") || name.ends_with(".cert") {
+                        self.trap(
+                            &Origin::file(&format!("{path}/{name}")),
+                            "not looked at beside a hosts.toml",
+                        );
+                    }
+                }
+                let mut entries = hosts.hosts;
+                entries.push(hosts.server);
+                self.resolve_paths(path, &mut entries);
+                self.finish(entries)
+            }
+            Err(read::Refused { note, crash: true }) => {
+                self.fail(
+                    &note.origin,
+                    format!("{}: containerd {} crashes at every pull", note.text, self.effective.version),
+                );
+                Ok(())
+            }
+            Err(read::Refused { note, .. }) => {
+                let text = format!("containerd takes nothing of this file: {}", note.text);
+                self.trap(&note.origin, text);
+                let entry = self.certificates(path)?;
+                self.finish(vec![entry])
+            }
+        }
+    }
+
+    /// Paths in a hosts.toml start at its folder.
+    fn resolve_paths(&self, folder: &str, entries: &mut [Entry]) {
+        let absolute = |path: &mut String| {
+            if !path.starts_with('/') {
+                *path = format!("/{}", glob::clean(&format!("{folder}/{path}")));
+            }
+        };
+        for entry in entries {
+            entry.ca.iter_mut().flatten().for_each(absolute);
+            for (certificate, key) in &mut entry.client {
+                absolute(certificate);
+                key.iter_mut().for_each(absolute);
+            }
+        }
+    }
+
+    /// `loadCertFiles`: Docker's layout.
+    fn certificates(&mut self, path: &str) -> Result<Entry> {
+        let mut entry = Entry::default();
+        let names = self.root.list(path)?;
+        for name in &names {
+            let file = format!("{path}/{name}");
+            if matches!(stat(self.root, &file)?, Stat::Directory) {
+                continue;
+            }
+            if name.ends_with(".crt") {
+                entry.ca.get_or_insert_default().push(format!("/{file}"));
+            }
+            if let Some(stem) = name.strip_suffix(".cert") {
+                let key = format!("{path}/{stem}.key");
+                let key = self.root.exists(&key).then(|| format!("/{key}"));
+                entry.client.push((format!("/{file}"), key));
+            }
+            if let Some(stem) = name.strip_suffix(".key")
+                && !names.iter().any(|other| other.strip_suffix(".cert") == Some(stem))
+            {
+                self.trap(&Origin::file(&file), format!("not looked at without {stem}.cert"));
+            }
+        }
+        if entry.ca.is_some() || !entry.client.is_empty() {
+            entry.origin = Some(Origin::file(path));
+        }
+        Ok(entry)
+    }
+
+    /// `ConfigureHosts`: what the last entry means where it names no host, and how each is asked.
+    fn finish(&mut self, mut entries: Vec<Entry>) -> Result<()> {
+        let (host, version) = (self.host, self.effective.version);
+        let last = entries.len().saturating_sub(1);
+        for (index, mut entry) in std::mem::take(&mut entries).into_iter().enumerate() {
+            let mut role = if index == last { Role::Server } else { Role::Mirror };
+            if index == last && entry.url.host.is_empty() {
+                role = Role::Upstream;
+                if let Some(origin) = entry.origin.as_ref().filter(|_| {
+                    entry.capabilities != Capability::all(version) && !entry.capabilities.is_empty()
+                }) {
+                    let text = "capabilities above the tables belong to `server`, which is missing: they are ignored";
+                    self.found.traps.push(Note::new(origin, text));
+                }
+                default_server(&mut entry, host, version);
+            } else if entry.url.host.is_empty() {
+                // It is asked, and fails at once.
+                self.found.traps.push(Note::new(
+                    &entry.origin.clone().unwrap_or_else(|| Origin::file("")),
+                    "no host in this URL: asking it fails at once",
+                ));
+                continue;
+            }
+            self.check_files(&entry)?;
+            let asked = self.asked(entry, role);
+            self.found.endpoints.push(asked);
+        }
+        Ok(())
+    }
+
+    fn asked(&mut self, entry: Entry, role: Role) -> Asked {
+        let version = self.effective.version;
+        let tls = entry.ca.is_some() || !entry.client.is_empty() || entry.skip_verify.is_some();
+        // 2.0's dial_timeout made a transport with TLS settings of its own.
+        let dials = entry.dial_timeout.is_some() && version < Version::new(2, 1, 0);
+        let then_http = entry.url.scheme == "http"
+            && (tls || dials)
+            && version >= Version::new(1, 7, 0)
+            && entry.url.port() != "80";
+        if let Some(origin) =
+            entry.origin.as_ref().filter(|_| entry.url.scheme == "http" && role != Role::Upstream)
+        {
+            let what = match (&entry.ca, entry.skip_verify) {
+                (_, Some(_)) => "skip_verify",
+                (Some(_), _) => "ca",
+                _ if !entry.client.is_empty() => "client",
+                _ => "dial_timeout",
+            };
+            if then_http {
+                let text =
+                    format!("{what} on an http:// endpoint makes containerd {version} try https first");
+                self.found.traps.push(Note::new(origin, text));
+            } else if tls {
+                self.found
+                    .traps
+                    .push(Note::new(origin, format!("{what} on an http:// endpoint has no meaning")));
+            }
+        }
+        let scheme = if then_http { "https" } else { entry.url.scheme.as_str() };
+        let docker = self.host == "docker.io" && entry.url.host == "registry-1.docker.io";
+        let proxied = self.host != entry.url.host && !docker;
+        Asked {
+            url: format!("{scheme}://{}{}", entry.url.host, entry.url.path.trim_end_matches('/')),
+            then_http,
+            role,
+            capabilities: entry.capabilities,
+            namespace: proxied.then(|| self.host.to_owned()),
+            ca: entry.ca.unwrap_or_default(),
+            client: entry.client,
+            skip_verify: entry.skip_verify.unwrap_or(false),
+            headers: entry.headers,
+            override_path: entry.override_path,
+            dial_timeout: entry.dial_timeout,
+            origin: if role == Role::Upstream { None } else { entry.origin },
+        }
+    }
+
+    /// containerd reads them before it asks anybody.
+    fn check_files(&mut self, entry: &Entry) -> Result<()> {
+        let origin = entry.origin.clone().unwrap_or_else(|| Origin::file(super::config::MAIN));
+        for path in entry.ca.iter().flatten() {
+            match self.read(path)? {
+                None => self.fail(&origin, format!("ca: {path} cannot be read: every pull fails")),
+                Some(text) if !has_pem(&text, "CERTIFICATE") => {
+                    self.fail(&origin, format!("ca: no certificate in {path}: every pull fails"));
+                }
+                Some(_) => {}
+            }
+        }
+        for (certificate, key) in &entry.client {
+            for (path, label) in
+                [(certificate, "CERTIFICATE"), (key.as_ref().unwrap_or(certificate), "PRIVATE KEY")]
+            {
+                match self.read(path)? {
+                    None => self.fail(&origin, format!("client: {path} cannot be read: every pull fails")),
+                    Some(text) if !has_pem(&text, label) => {
+                        let what = label.to_lowercase();
+                        self.fail(&origin, format!("client: no {what} in {path}: every pull fails"));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self, path: &str) -> Result<Option<String>> {
+        let bytes = self.root.read(&glob::clean(path))?;
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// `getTLSConfig` of containerd 1.
+    fn check_legacy_tls(&mut self) -> Result<()> {
+        let authorities: Vec<String> =
+            self.found.endpoints.iter().map(|asked| authority(&asked.url)).collect();
+        for authority in authorities {
+            let Some(tls) = self.effective.configs.get(&authority).and_then(|config| config.tls.as_ref())
+            else {
+                continue;
+            };
+            let origin = tls.origin.clone().unwrap_or_else(|| Origin::file(super::config::MAIN));
+            let tls = &tls.value;
+            if tls.cert_file.is_empty() != tls.key_file.is_empty() {
+                self.fail(&origin, "cert_file and key_file go together: every pull fails");
+                continue;
+            }
+            let client =
+                (!tls.cert_file.is_empty()).then(|| (tls.cert_file.clone(), Some(tls.key_file.clone())));
+            if !tls.ca_file.is_empty() && self.read(&tls.ca_file)?.is_none() {
+                self.fail(&origin, format!("ca_file: {} cannot be read: every pull fails", tls.ca_file));
+            }
+            let entry =
+                Entry { client: client.into_iter().collect(), origin: Some(origin), ..Entry::default() };
+            self.check_files(&entry)?;
+        }
+        Ok(())
+    }
+}
+
+fn authority(url: &str) -> String {
+    Url::parse(url).map(|url| url.host).unwrap_or_default()
+}
+
+fn has_pem(text: &str, label: &str) -> bool {
+    text.lines().any(|line| line.starts_with("-----BEGIN ") && line.contains(label))
+        && text.lines().any(|line| line.starts_with("-----END ") && line.contains(label))
+}
+
+/// Where a host's directory may be (`hostPaths`).
+fn names(host: &str) -> Vec<String> {
+    let with_underscores = host.rsplit_once(':').filter(|(name, _)| !name.is_empty());
+    let with_underscores = with_underscores.map(|(name, port)| format!("{name}_{port}_"));
+    with_underscores.into_iter().chain([host.to_owned(), "_default".to_owned()]).collect()
+}
+
+fn stat(root: &Root, path: &str) -> Result<Stat> {
+    if root.exists(path) {
+        // A folder's own entry can be looked up, a file's cannot.
+        return Ok(if root.exists(&format!("{path}/.")) { Stat::Directory } else { Stat::Other });
+    }
+    // Below a file Go finds another error than absence, and gives up.
+    let mut above = path;
+    while let Some((parent, _)) = above.rsplit_once('/') {
+        if root.exists(parent) {
+            return Ok(if root.exists(&format!("{parent}/.")) { Stat::Absent } else { Stat::Other });
+        }
+        above = parent;
+    }
+    Ok(Stat::Absent)
+}
+
+/// What is asked where no server is named.
+fn default_server(entry: &mut Entry, host: &str, version: Version) {
+    let url = |scheme: &str, host: &str| Url {
+        scheme: scheme.to_owned(),
+        host: host.to_owned(),
+        path: "/v2".to_owned(),
+        dropped: false,
+    };
+    entry.capabilities = Capability::all(version);
+    entry.url = if host == "docker.io" {
+        url("https", "registry-1.docker.io")
+    } else if url::is_loopback(host) {
+        let port = url::split_port(host).map_or("", |(_, port)| port);
+        let old = version < Version::new(1, 7, 0);
+        if old || port != "80" {
+            entry.skip_verify = Some(true);
+        }
+        url(if !old && matches!(port, "" | "443") { "https" } else { "http" }, host)
+    } else {
+        url("https", host)
+    };
+}
+
+/// The endpoints of `registry.mirrors`, and what decided them (`registryEndpoints`): the host's own mirrors or
+/// those of `*`, then the host itself unless an endpoint is it.
+///
+/// # Errors
+/// An endpoint that is no URL: every pull fails.
+pub fn legacy(effective: &Effective, host: &str) -> Result<(Vec<Asked>, Option<Origin>), Note> {
+    let mirror = effective.mirrors.get(host).or_else(|| effective.mirrors.get("*"));
+    let origin = mirror.and_then(|mirror| mirror.origin.clone());
+    let default = if host == "docker.io" { "registry-1.docker.io" } else { host };
+    let default_scheme = |host: &str| if url::is_loopback(host) { "http" } else { "https" };
+    let mut urls = Vec::new();
+    for endpoint in mirror.into_iter().flat_map(|mirror| &mirror.value) {
+        let refuse = |reason: &str| {
+            let at = origin.clone().unwrap_or_else(|| Origin::file(super::config::MAIN));
+            Note::new(&at, format!("endpoint {endpoint:?}: {reason}: every pull fails"))
+        };
+        let full = if endpoint.contains("://") {
+            endpoint.clone()
+        } else {
+            let dummy = Url::parse(&format!("dummy://{endpoint}")).map_err(refuse)?;
+            format!("{}://{endpoint}", default_scheme(&dummy.host))
+        };
+        urls.push((Url::parse(&full).map_err(refuse)?, Role::Mirror));
+    }
+    if !urls.iter().any(|(url, _)| url.host == host) {
+        let (scheme, host) = (default_scheme(default).to_owned(), default.to_owned());
+        urls.push((Url { scheme, host, ..Url::default() }, Role::Upstream));
+    }
+    let asked = urls.into_iter().map(|(url, role)| {
+        let tls =
+            effective.configs.get(&url.host).and_then(|config| Some(config.tls.as_ref()?.value.clone()));
+        let tls = tls.unwrap_or_default();
+        let path = if url.path.is_empty() { "/v2" } else { url.path.trim_end_matches('/') };
+        let docker = host == "docker.io" && url.host == "registry-1.docker.io";
+        Asked {
+            url: format!("{}://{}{path}", url.scheme, url.host),
+            then_http: false,
+            role,
+            capabilities: vec![Capability::Pull, Capability::Resolve],
+            namespace: (url.host != host && !docker).then(|| host.to_owned()),
+            ca: (!tls.ca_file.is_empty()).then(|| tls.ca_file.clone()).into_iter().collect(),
+            client: (!tls.cert_file.is_empty())
+                .then(|| (tls.cert_file.clone(), Some(tls.key_file.clone())))
+                .into_iter()
+                .collect(),
+            skip_verify: tls.insecure_skip_verify,
+            headers: Vec::new(),
+            override_path: false,
+            dial_timeout: None,
+            origin: if role == Role::Upstream { None } else { origin.clone() },
+        }
+    });
+    let asked = asked.collect();
+    Ok((asked, origin))
+}
+
+#[cfg(test)]
+#[path = "resolve_tests.rs"]
+mod tests;
