@@ -13,6 +13,9 @@ use crate::plan::{Content, Plan, STATE};
 use crate::root::{Entry, Owner, Root, Staged, folder_of};
 use crate::wake::Wakes;
 
+/// Of a configuration that was migrated, in the folder of what is kept.
+const BEFORE_MIGRATION: &str = ".before-migration";
+
 /// What a run did.
 #[derive(Debug, Default)]
 pub struct Applied {
@@ -65,8 +68,11 @@ pub fn apply(
     let mut applied = Applied { left: plan.left.clone(), ..Applied::default() };
     let own = diff.wakes(plan);
     let mut wakes = own.clone();
-    if let Some(unfinished) = &old.unfinished {
-        wakes.take_over(unfinished, &enabled_units(plan), &masked_units(plan));
+    match &old.unfinished {
+        // The rest is the profile's business, and waits for it.
+        Some(unfinished) if plan.handed_over => wakes.containerd |= unfinished.containerd,
+        Some(unfinished) => wakes.take_over(unfinished, &enabled_units(plan), &masked_units(plan)),
+        None => {}
     }
     if diff.is_empty() && old.unfinished.is_none() {
         return Ok(applied);
@@ -92,9 +98,12 @@ pub fn apply(
         stopped: BTreeSet::new(),
         begun: Wakes::default(),
         kept: Vec::new(),
+        handed_over: plan.handed_over,
     };
-    let mut manifest = intent(&old, plan, diff);
-    manifest.unfinished = Some(wakes.clone());
+    let mut manifest = if plan.handed_over { old.clone() } else { intent(&old, plan, diff) };
+    let mut unfinished = old.unfinished.clone().filter(|_| plan.handed_over).unwrap_or_default();
+    unfinished.add_all(&wakes);
+    manifest.unfinished = Some(unfinished);
     manifest.write(root)?;
     let result = run
         .change(diff, &mut manifest, host, &wakes)
@@ -108,7 +117,11 @@ pub fn apply(
             return Err(Failed { cause, not_undone, made_user }.into());
         }
     }
-    commit(&mut manifest, plan, diff);
+    if plan.handed_over {
+        hand_over(&mut manifest, &old, diff);
+    } else {
+        commit(&mut manifest, plan, diff);
+    }
     manifest.write(root)?;
     purge(root, diff, &mut manifest)?;
     applied.changed = diff.changes.len();
@@ -211,6 +224,18 @@ fn commit(manifest: &mut Manifest, plan: &Plan, diff: &Diff) {
     });
 }
 
+/// The same for a plan whose files are the operator's now: what was ours of them is no longer. A file that we
+/// only edit stays recorded with what we once wrote: it has been edited by others since.
+fn hand_over(manifest: &mut Manifest, old: &Manifest, diff: &Diff) {
+    for change in &diff.changes {
+        if matches!(&change.action, Action::WriteFile { content, .. } if *content != Content::Edited) {
+            manifest.entries.remove(&change.path);
+        }
+    }
+    let left = old.unfinished.clone().map(|unfinished| Wakes { containerd: false, ..unfinished });
+    manifest.unfinished = left.filter(|left| !left.is_empty());
+}
+
 struct Run<'r> {
     root: &'r Root,
     ids: Option<Owner>,
@@ -221,6 +246,7 @@ struct Run<'r> {
     /// What was woken for the new files: only that has to be woken for the old ones again.
     begun: Wakes,
     kept: Vec<String>,
+    handed_over: bool,
 }
 
 impl<'r> Run<'r> {
@@ -279,6 +305,14 @@ impl<'r> Run<'r> {
             let suffix = match change.stranger {
                 Some(Stranger::EditedByHand) => ".edited-by-hand",
                 Some(Stranger::Foreign) => "",
+                None if edits && self.handed_over => {
+                    let copy = keep_aside(self.root, &change.path, BEFORE_MIGRATION)?;
+                    let original = self.root.show(&change.path);
+                    self.kept.extend(
+                        copy.map(|copy| format!("{original} as it was is kept as {}", self.root.show(&copy))),
+                    );
+                    continue;
+                }
                 None if edits && change.before != Entry::Absent => "",
                 None => continue,
             };

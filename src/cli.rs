@@ -19,6 +19,7 @@ use crate::profile::{self, Loaded, Problems, Source};
 use crate::root::Root;
 
 mod explain;
+mod migrate;
 mod run;
 
 /// Exit codes (also in `larder --help`).
@@ -39,7 +40,7 @@ pub mod code {
     after_help = "Exit codes:\n  0   converged (plan: nothing to do)\n  1   failed, and put back as it was\n  \
                   2   profile or usage refused, nothing touched\n  3   failed, and not all could be put back\n  \
                   4   applied, but the verification found something down\n      \
-                  (explain: something written does not work as written)\n  10  plan: something to do"
+                  (explain: something written does not work as written)\n  10  plan, migrate: something to do"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -116,6 +117,11 @@ enum Command {
     Explain {
         #[command(flatten)]
         input: explain::ExplainInput,
+    },
+    /// Turn containerd's older mirror settings into hosts.toml files that ask the same endpoints
+    Migrate {
+        #[command(flatten)]
+        input: migrate::MigrateInput,
     },
     /// Print the profile's JSON Schema
     Schema,
@@ -196,6 +202,7 @@ fn dispatch(command: Command) -> Result<u8> {
             }
         }
         Command::Explain { input } => explain::explain_command(&input),
+        Command::Migrate { input } => migrate::migrate_command(&input),
         Command::Schema => print_json(&schema()),
         Command::Gc { upstream, engine } => {
             log::init();

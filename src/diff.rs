@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 
 use anyhow::Result;
 use serde::Serialize;
 use similar::TextDiff;
+use toml_edit::{Document, Item};
 
 use crate::facts::USER;
 use crate::journal::{Kind, Manifest};
@@ -98,6 +100,16 @@ pub fn registry_ids(root: &Root) -> Result<Option<Owner>> {
 /// # Errors
 /// [`Refused`] where something that is no file is in the way, and I/O errors.
 pub fn diff<'p>(plan: &'p Plan, root: &Root, manifest: &Manifest, purge: bool) -> Result<Diff<'p>> {
+    let mut diff = additions(plan, root, manifest)?;
+    removals(plan, root, manifest, purge, &mut diff)?;
+    Ok(diff)
+}
+
+/// The same without removals, for a plan that is not all that there shall be.
+///
+/// # Errors
+/// As [`diff`].
+pub fn additions<'p>(plan: &'p Plan, root: &Root, manifest: &Manifest) -> Result<Diff<'p>> {
     let ids = if plan.needs_user { registry_ids(root)? } else { None };
     let mut diff = Diff {
         changes: Vec::with_capacity(plan.resources.len()),
@@ -140,7 +152,6 @@ pub fn diff<'p>(plan: &'p Plan, root: &Root, manifest: &Manifest, purge: bool) -
     if !refused.is_empty() {
         return Err(Refused(refused).into());
     }
-    removals(plan, root, manifest, purge, &mut diff)?;
     Ok(diff)
 }
 
@@ -234,6 +245,8 @@ impl Diff<'_> {
         for change in &self.changes {
             match &change.action {
                 Action::Link { target } => wakes.add(&change.path, Woken::Linked { target }),
+                // containerd's own, or one that it imports.
+                Action::WriteFile { content: Content::Edited, .. } => wakes.containerd = true,
                 Action::WriteFile { .. } | Action::SetAccess { .. } => wakes.add(&change.path, Woken::File),
                 Action::Remove { kept: Some(_), .. } if matches!(change.before, Entry::File { .. }) => {
                     wakes.add(&change.path, Woken::File);
@@ -335,12 +348,16 @@ impl Change<'_> {
         if *content == Content::Secret {
             return Some("(a secret: not shown)\n".to_owned());
         }
-        let before = match &self.before {
+        let mut before = match &self.before {
             Entry::File { bytes, .. } => String::from_utf8_lossy(bytes),
             Entry::Link { target } => format!("(a link to {target})\n").into(),
             _ => "".into(),
         };
-        let after = String::from_utf8_lossy(bytes);
+        let mut after = String::from_utf8_lossy(bytes);
+        if *content == Content::Edited {
+            before = without_secrets(&before).into();
+            after = without_secrets(&after).into();
+        }
         let mut text = String::new();
         for hunk in TextDiff::from_lines(before.as_ref(), after.as_ref())
             .unified_diff()
@@ -395,6 +412,38 @@ impl fmt::Display for Diff<'_> {
         }
         writeln!(f, "{}", self.summary())
     }
+}
+
+/// containerd's configuration as it may be shown: no password, token or header in it.
+fn without_secrets(text: &str) -> String {
+    const SECRET: [&str; 6] = ["auth", "auths", "headers", "password", "identitytoken", "registrytoken"];
+    fn values(item: &Item, secret: bool, found: &mut Vec<Range<usize>>) {
+        if let Some(table) = item.as_table_like() {
+            for (key, item) in table.iter() {
+                values(item, secret || SECRET.contains(&key.to_lowercase().as_str()), found);
+            }
+        } else if let (true, Some(span)) = (secret, item.span()) {
+            found.push(span);
+        }
+    }
+    let Ok(document) = Document::parse(text) else { return "(not TOML: not shown)\n".to_owned() };
+    let mut hidden = Vec::new();
+    values(document.as_item(), false, &mut hidden);
+    hidden.sort_by_key(|span| std::cmp::Reverse(span.start));
+    let mut shown = text.to_owned();
+    for span in hidden {
+        shown.replace_range(span, "(not shown)");
+    }
+    // One that is commented out is a password none the less.
+    let clean = |line: &str| match line.split_once('=') {
+        Some((key, _))
+            if line.trim_start().starts_with('#') && SECRET.iter().any(|word| key.contains(word)) =>
+        {
+            format!("{key}= (not shown)\n")
+        }
+        _ => line.to_owned(),
+    };
+    shown.split_inclusive('\n').map(clean).collect()
 }
 
 /// A role's ids, once the user is there.

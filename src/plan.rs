@@ -10,6 +10,7 @@ use crate::facts::Facts;
 use crate::node::{Cache, Listen, Node, Upstream};
 
 pub mod containerd;
+pub mod migration;
 pub mod network;
 pub mod registry;
 pub mod timers;
@@ -32,6 +33,8 @@ pub struct Plan {
     pub warnings: Vec<(String, String)>,
     /// What only the running machine can do.
     pub left: Vec<String>,
+    /// What is written is the operator's from then on: the manifest does not record it.
+    pub handed_over: bool,
     /// The folder that containerd shall read, absolute.
     pub certs_dir: Option<String>,
 }

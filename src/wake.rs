@@ -45,6 +45,16 @@ impl Wakes {
         *self == Self::default()
     }
 
+    /// Adds all of another's.
+    pub fn add_all(&mut self, other: &Self) {
+        self.stop.extend(other.stop.iter().cloned());
+        self.reload |= other.reload;
+        self.network |= other.network;
+        self.start.extend(other.start.iter().cloned());
+        self.restart.extend(other.restart.iter().cloned());
+        self.containerd |= other.containerd;
+    }
+
     /// Adds what one changed path asks for.
     pub fn add(&mut self, path: &str, change: Change) {
         if let Some(rest) = path.strip_prefix(UNIT_FOLDER).and_then(|rest| rest.strip_prefix('/')) {

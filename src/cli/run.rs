@@ -96,7 +96,7 @@ fn address(node: &Node, facts: &Facts) -> Option<NetworkWanted> {
     Some(NetworkWanted { interface: facts.network.interface.clone()?, addresses })
 }
 
-fn lock(root: &Root) -> Result<Lock> {
+pub(super) fn lock(root: &Root) -> Result<Lock> {
     let deadline = Instant::now() + LOCK_LIMIT;
     root.lock(STATE, || {
         std::thread::sleep(LOCK_POLL);

@@ -5,18 +5,21 @@
 //! and no deeper indented: that is the one that speaks of it. All others stay, also where what they spoke of
 //! is gone.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
 use indexmap::IndexMap;
 use toml_edit::{Document, DocumentMut, Item, Key, TableLike};
 
-use super::legacy::{Legacy, Tls};
+use super::legacy::{Key as Setting, Legacy, Tls};
 
 /// The older settings of one file, each with its line.
 #[derive(Debug, Default, Clone)]
 pub struct Found {
     pub legacy: Legacy,
+    /// From 1.
+    pub lines: BTreeMap<Setting, usize>,
     /// What to cut out, each as a path of keys, and where it stands.
     pub cuts: Vec<Cut>,
     /// What works beside `config_path` too and stays: `configs.X.auth`, `auths`, `headers`.
@@ -106,6 +109,8 @@ impl Reader<'_> {
                     _ => found.ignored.push(self.place(mirror, key, item, &name)),
                 }
             }
+            let line = self.place(mirrors, host, item, &[]).line;
+            found.lines.insert(Setting::Mirror(host.to_owned()), line);
             found.legacy.mirrors.insert(host.to_owned(), endpoints);
         }
     }
@@ -130,6 +135,7 @@ impl Reader<'_> {
             };
             if let Some(tls) = config.get("tls") {
                 let place = self.place(config, "tls", tls, &["configs", host, "tls"]);
+                found.lines.insert(Setting::Tls(host.to_owned()), place.line);
                 match read_tls(tls) {
                     Some(read) => drop(found.legacy.tls.insert(host.to_owned(), read)),
                     None => found.wrong.push(place),

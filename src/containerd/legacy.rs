@@ -29,6 +29,13 @@ pub struct Legacy {
     pub tls: IndexMap<String, Tls>,
 }
 
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    Mirror(String),
+    Tls(String),
+}
+
 /// `configs.KEY.tls`; an empty text says nothing, as in containerd.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
@@ -247,10 +254,16 @@ impl Legacy {
         if self.tls.get(DOCKER_REGISTRY).is_some_and(|tls| !tls.is_empty()) {
             hosts.insert(DOCKER.to_owned());
         }
-        // A mirror of everything is asked for its own images too, and then by its own name: no default is
-        // appended.
-        let all = self.mirrors.get(WILDCARD).into_iter().flatten();
-        hosts.extend(all.filter_map(|text| Asked::parse(text).ok()).map(|asked| asked.host));
+        for (key, endpoint) in
+            self.mirrors.iter().flat_map(|(key, list)| list.iter().map(move |one| (key, one)))
+        {
+            // A mirror of everything is asked for its own images too, and then by its own name: no default is
+            // appended. One on this machine would be asked by https first, from 1.7 on, where no file says http.
+            let Ok(asked) = Asked::parse(endpoint) else { continue };
+            if key == WILDCARD || (is_loopback(&asked.host) && !asked.is_ipv6()) {
+                hosts.insert(asked.host);
+            }
+        }
         hosts.retain(|host| is_image_host(host));
         hosts
     }
@@ -259,15 +272,17 @@ impl Legacy {
     ///
     /// # Errors
     /// Every reason why there is none that all of this containerd's series can read.
-    pub fn tree(&self, version: Version) -> Result<Tree, Vec<String>> {
+    pub fn tree(&self, version: Version) -> Result<Tree, Vec<(Key, String)>> {
         let mut tree = Tree::default();
         let mut reasons = BTreeSet::new();
+        let mirror = |host: &str| {
+            let exact = self.mirrors.contains_key(host);
+            Key::Mirror(if exact { host } else { WILDCARD }.to_owned())
+        };
         for (host, tls) in &self.tls {
             if tls.cert_file.is_empty() != tls.key_file.is_empty() {
-                reasons.insert(format!(
-                    "registry.configs.{host:?}.tls: cert_file and key_file go together: containerd takes \
-                     neither alone"
-                ));
+                let reason = "cert_file and key_file go together: containerd takes neither alone";
+                reasons.insert((Key::Tls(host.clone()), reason.to_owned()));
             }
         }
         for key in self.mirrors.keys().filter(|key| *key != WILDCARD && !is_image_host(key)) {
@@ -277,7 +292,7 @@ impl Legacy {
         }
         let mut write = |directory: &str, places: Result<Vec<Asked>, String>, server: bool| match places {
             Err(reason) => {
-                reasons.insert(format!("registry.mirrors for {directory}: {reason}"));
+                reasons.insert((mirror(directory), reason));
             }
             Ok(mut asked) => {
                 self.add_tls(&mut asked);
@@ -289,7 +304,7 @@ impl Legacy {
                         }
                     }
                     Err(reason) => {
-                        reasons.insert(format!("registry.mirrors for {directory}: {reason}"));
+                        reasons.insert((mirror(directory), reason));
                     }
                 }
             }
@@ -554,7 +569,7 @@ capabilities = ["pull", "resolve"]
         one.tls.insert("c.io".to_owned(), Tls { cert_file: "/c".into(), ..Tls::default() });
         let reasons = one.tree(V1).unwrap_err();
         assert_eq!(reasons.len(), 3, "{reasons:#?}");
-        assert!(reasons.iter().any(|r| r.contains("IPv6")), "{reasons:#?}");
+        assert!(reasons.iter().any(|(_, reason)| reason.contains("IPv6")), "{reasons:#?}");
         assert!(legacy(&[("b.io", &["http://[::1]:5000"])]).tree(V2).is_ok());
     }
 

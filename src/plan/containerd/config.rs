@@ -8,9 +8,9 @@ use toml_edit::{Document, DocumentMut, Item, Table, TableLike, value};
 use crate::facts::{CONTAINERD_CONFIG, Containerd};
 
 /// CRI's section by config version 1, 2, and 3 or later.
-const CRI_V1: &[&str] = &["plugins", "cri"];
-const CRI_V2: &[&str] = &["plugins", "io.containerd.grpc.v1.cri"];
-const CRI_V3: &[&str] = &["plugins", "io.containerd.cri.v1.images"];
+pub(in crate::plan) const CRI_V1: &[&str] = &["plugins", "cri"];
+pub(in crate::plan) const CRI_V2: &[&str] = &["plugins", "io.containerd.grpc.v1.cri"];
+pub(in crate::plan) const CRI_V3: &[&str] = &["plugins", "io.containerd.cri.v1.images"];
 /// In `disabled_plugins`; Docker's containerd.io package ships the first.
 const CRI_NAMES: [&str; 3] = ["cri", "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"];
 
@@ -59,7 +59,7 @@ pub fn set_config_path(installed: &Containerd, certs_dir: &str) -> Result<Edit, 
     Ok(edit)
 }
 
-fn parse(path: &str, text: &str) -> Result<Document<String>, String> {
+pub(in crate::plan) fn parse(path: &str, text: &str) -> Result<Document<String>, String> {
     // toml_edit does not know a byte order mark, and containerd refuses it too.
     Document::parse(text.to_owned()).map_err(|error| {
         format!("/{path}: not TOML, containerd would not start: {}", error.to_string().trim_end())
@@ -67,7 +67,7 @@ fn parse(path: &str, text: &str) -> Result<Document<String>, String> {
 }
 
 /// The CRI section for this file's version, if this containerd reads that version right.
-fn section(
+pub(in crate::plan) fn section(
     document: &Document<String>,
     text: &str,
     major: Option<u32>,
@@ -92,7 +92,7 @@ fn section(
     }
 }
 
-fn find<'t>(table: &'t dyn TableLike, path: &[&str]) -> Option<&'t dyn TableLike> {
+pub(in crate::plan) fn find<'t>(table: &'t dyn TableLike, path: &[&str]) -> Option<&'t dyn TableLike> {
     path.iter().try_fold(table, |table, key| table.get(key)?.as_table_like())
 }
 
@@ -118,8 +118,8 @@ fn conflicts(path: &str, text: &str, document: &Document<String>) -> Vec<String>
         if let Some(mirrors) = registry.get("mirrors").and_then(Item::as_table_like) {
             for (host, item) in mirrors.iter() {
                 reasons.push(format!(
-                    "{}: registry.mirrors.{host:?} beside config_path takes CRI down: remove it; larder's \
-                     hosts.toml takes its place",
+                    "{}: registry.mirrors.{host:?} beside config_path takes CRI down: run `larder migrate \
+                     --write`",
                     place(path, text, span_within(mirrors, host, item))
                 ));
             }
@@ -130,7 +130,7 @@ fn conflicts(path: &str, text: &str, document: &Document<String>) -> Vec<String>
                 if let Some(tls) = config.get("tls") {
                     reasons.push(format!(
                         "{}: registry.configs.{host:?}.tls beside config_path takes CRI down on containerd 1 \
-                         and is ignored on 2: move it to that host's hosts.toml",
+                         and is ignored on 2: run `larder migrate --write`",
                         place(path, text, span_within(config, "tls", tls))
                     ));
                 }
@@ -175,7 +175,7 @@ fn span_within(table: &dyn TableLike, key: &str, item: &Item) -> Option<std::ops
         .or_else(|| item.as_table_like()?.iter().find_map(|(_, inner)| inner.span()))
 }
 
-fn place(path: &str, text: &str, span: Option<std::ops::Range<usize>>) -> String {
+pub(in crate::plan) fn place(path: &str, text: &str, span: Option<std::ops::Range<usize>>) -> String {
     match span {
         Some(span) => format!("/{path}:{}", line_of(text, span.start)),
         None => format!("/{path}"),
@@ -187,7 +187,12 @@ fn line_of(text: &str, offset: usize) -> usize {
 }
 
 /// The edit itself; `None` where something else than a table is in the way.
-fn write(original: &str, document: Document<String>, section: &[&str], certs_dir: &str) -> Option<String> {
+pub(in crate::plan) fn write(
+    original: &str,
+    document: Document<String>,
+    section: &[&str],
+    certs_dir: &str,
+) -> Option<String> {
     let carriage_returns = original.contains("\r\n");
     let fresh = document.as_table().is_empty();
     let mut document: DocumentMut = document.into_mut();
@@ -207,6 +212,14 @@ fn write(original: &str, document: Document<String>, section: &[&str], certs_dir
         let mut registry = Table::new();
         registry.decor_mut().set_prefix(format!("\n{}", child_indent(original, section)));
         table.insert("registry", Item::Table(registry));
+    }
+    // So far only a part of other headers' names: it gets its own, indented as they are.
+    if let Some(registry) = table.get_mut("registry").and_then(Item::as_table_mut)
+        && registry.is_implicit()
+        && !registry.is_dotted()
+    {
+        registry.set_implicit(false);
+        registry.decor_mut().set_prefix(format!("\n{}", child_indent(original, section)));
     }
     let registry = table.get_mut("registry")?.as_table_like_mut()?;
     set(registry, certs_dir, original, section);

@@ -1,0 +1,539 @@
+//! containerd's older mirror settings → hosts.toml: a plan whose files are the operator's afterwards, with the
+//! endpoints before and after beside each other. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use toml_edit::{Document, Item};
+
+use super::containerd::config::{self, CRI_V1, CRI_V2, CRI_V3};
+use super::{Content, Plan};
+use crate::containerd::Version;
+use crate::containerd::edit::{self, Found};
+use crate::containerd::hosts::HEADER;
+use crate::containerd::legacy::{self, DEFAULT, Key, Legacy, Tree};
+use crate::facts::{CONTAINERD_CONFIG, Containerd};
+
+/// Where the tree goes when nothing says another place: containerd's own choice since 2.2.
+const CERTS_DIR: &str = "/etc/containerd/certs.d";
+const FILE_HEADER: &str = "# Made by `larder migrate` from the mirrors that config.toml named. It is yours: change it as you like.\n";
+/// Stands for every host that nothing names.
+const ANY_OTHER: &str = "HOST";
+
+/// What a machine has besides its config.toml.
+pub trait Present {
+    /// Whether a file is there, by its absolute path on that machine.
+    fn has(&self, path: &str) -> bool;
+    /// The folders below `certs_dir`, each with whether anything is in it.
+    fn hosts(&self, certs_dir: &str) -> BTreeMap<String, bool>;
+}
+
+/// A migration, whole.
+#[derive(Debug, Default)]
+pub struct Migration {
+    pub plan: Plan,
+    /// What it is made from.
+    pub legacy: Legacy,
+    pub hosts: Vec<Comparison>,
+    /// What stays in config.toml and goes on working.
+    pub stays: Vec<String>,
+    /// What is not the same, or had no effect before.
+    pub notes: Vec<String>,
+}
+
+/// Whom containerd asks for the images of one host.
+#[derive(Debug, Clone, Serialize)]
+pub struct Comparison {
+    pub host: String,
+    pub before: Vec<String>,
+    pub after: Vec<String>,
+    pub same: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub why: Vec<String>,
+}
+
+/// One file of containerd's configuration.
+struct Source<'a> {
+    path: &'a str,
+    text: &'a str,
+    document: Document<String>,
+    /// CRI's table in a file of this version.
+    section: &'static [&'static str],
+    found: Found,
+}
+
+impl Source<'_> {
+    fn at(&self, line: usize) -> String {
+        format!("/{}:{line}", self.path)
+    }
+
+    fn has_cri(&self) -> bool {
+        config::find(self.document.as_table(), self.section).is_some()
+    }
+
+    fn config_path(&self) -> Option<&Item> {
+        config::find(self.document.as_table(), self.section)?
+            .get("registry")?
+            .as_table_like()?
+            .get("config_path")
+    }
+
+    fn line_of_config_path(&self) -> String {
+        config::place(self.path, self.text, self.config_path().and_then(Item::span))
+    }
+
+    fn first_line(&self) -> usize {
+        self.found.cuts.iter().map(|cut| cut.place.line).min().unwrap_or(1)
+    }
+}
+
+/// The migration of what is installed, `None` where nothing is to be migrated.
+///
+/// # Errors
+/// Every reason against it, each with its file and line.
+pub fn migration(
+    installed: &Containerd,
+    version: Version,
+    present: &dyn Present,
+) -> Result<Option<Migration>, Vec<String>> {
+    let Some(sources) = read(installed, version)? else { return Ok(None) };
+    let mut reasons = dead_settings(&sources, version);
+    let (legacy, double) = merge(&sources);
+    reasons.extend(double);
+    let certs_dir = match certs_dir(&sources, &legacy, version) {
+        Ok(dir) => dir,
+        Err(reason) => {
+            reasons.push(reason);
+            CERTS_DIR.to_owned()
+        }
+    };
+    reasons.extend(missing_files(&sources, &legacy, present));
+    let tree = match legacy.tree(version) {
+        Ok(tree) => tree,
+        Err(wrong) => {
+            reasons.extend(wrong.into_iter().map(|(key, reason)| located(&sources, &key, &reason)));
+            Tree::default()
+        }
+    };
+    if !reasons.is_empty() {
+        return Err(reasons);
+    }
+    let mut migration = Migration::default();
+    migration.plan.handed_over = true;
+    write_configs(installed, &sources, &certs_dir, version, &mut migration)?;
+    write_tree(&tree, &certs_dir, &sources, present, &mut migration).map_err(|reason| vec![reason])?;
+    for source in &sources {
+        let name = |place: &edit::Place| format!("{}: {}", source.at(place.line), place.name);
+        migration.stays.extend(source.found.stays.iter().map(name));
+        let ignored = source.found.ignored.iter();
+        migration
+            .notes
+            .extend(ignored.map(|place| format!("{}: containerd reads nothing of it", name(place))));
+    }
+    migration.notes.extend(tree.notes.iter().cloned());
+    migration.hosts = compare(&legacy, &tree, version).map_err(|reason| vec![reason])?;
+    migration.legacy = legacy;
+    Ok(Some(migration))
+}
+
+/// The files, if any of them holds one of the older settings.
+fn read(installed: &Containerd, version: Version) -> Result<Option<Vec<Source<'_>>>, Vec<String>> {
+    let Some(main) = &installed.config else { return Ok(None) };
+    let mut files = vec![(CONTAINERD_CONFIG, main.as_str())];
+    for (path, text) in &installed.imports {
+        if !files.iter().any(|(other, _)| other == path) {
+            files.push((path, text));
+        }
+    }
+    let mut reasons = Vec::new();
+    let mut sources: Vec<Source> = Vec::new();
+    let mut any = false;
+    let mut main_section = CRI_V2;
+    for (path, text) in files {
+        let document = match config::parse(path, text) {
+            Ok(document) => document,
+            Err(reason) => {
+                reasons.push(reason);
+                continue;
+            }
+        };
+        let section = match document.get("version").map(Item::as_integer) {
+            _ if path == CONTAINERD_CONFIG => {
+                match config::section(&document, text, Some(version.major)) {
+                    Ok(section) => main_section = section,
+                    Err(reason) => reasons.push(reason),
+                }
+                main_section
+            }
+            Some(Some(1)) => CRI_V1,
+            Some(Some(2)) => CRI_V2,
+            Some(Some(3 | 4)) => CRI_V3,
+            _ => main_section,
+        };
+        let mut own = Found::default();
+        for other in [CRI_V1, CRI_V2, CRI_V3] {
+            let found = edit::find(text, other).map_err(|error| vec![format!("/{path}: {error}")])?;
+            let set = !found.legacy.is_empty() || !found.wrong.is_empty();
+            any |= set;
+            for wrong in &found.wrong {
+                reasons.push(format!(
+                    "/{path}:{}: {} is of a kind that containerd does not take: correct it, or take it out",
+                    wrong.line, wrong.name
+                ));
+            }
+            if other == section {
+                own = found;
+            } else if set && reasons.is_empty() {
+                reasons.push(format!(
+                    "/{path}:{}: containerd {version} reads nothing of {} in a file of this version: take it \
+                     out, or write it below [plugins.{}]",
+                    found.cuts.first().map_or(1, |cut| cut.place.line),
+                    other.join("."),
+                    section.last().map_or(String::new(), |id| format!("{id:?}"))
+                ));
+            }
+        }
+        sources.push(Source { path, text, document, section, found: own });
+    }
+    // Without any, what else is wrong with these files is another command's business.
+    match (any, reasons.is_empty()) {
+        (false, _) => Ok(None),
+        (true, true) => Ok(Some(sources)),
+        (true, false) => Err(reasons),
+    }
+}
+
+/// containerd 1 takes CRI's section whole from the last file that has one.
+fn dead_settings(sources: &[Source], version: Version) -> Vec<String> {
+    if version.major >= 2 {
+        return Vec::new();
+    }
+    let Some(winner) = sources.iter().rposition(Source::has_cri) else { return Vec::new() };
+    let Some(by) = sources.get(winner) else { return Vec::new() };
+    sources
+        .iter()
+        .take(winner)
+        .filter(|source| !source.found.cuts.is_empty())
+        .map(|source| {
+            format!(
+                "{}: {} has no effect: containerd 1 takes CRI's section of /{} in place of this one: bring \
+                 the two together in one file",
+                source.at(source.first_line()),
+                source.found.cuts.first().map_or("registry", |cut| cut.place.name.as_str()),
+                by.path
+            )
+        })
+        .collect()
+}
+
+fn merge(sources: &[Source]) -> (Legacy, Vec<String>) {
+    let mut legacy = Legacy::default();
+    let mut reasons = Vec::new();
+    let mut seen: BTreeMap<&Key, String> = BTreeMap::new();
+    for source in sources {
+        for (key, line) in &source.found.lines {
+            if let Some(other) = seen.insert(key, source.at(*line)) {
+                let name = name_of(key);
+                reasons.push(format!("{}: {name} is in {other} too: keep one of them", source.at(*line)));
+            }
+        }
+        legacy.mirrors.extend(source.found.legacy.mirrors.clone());
+        legacy.tls.extend(source.found.legacy.tls.clone());
+    }
+    (legacy, reasons)
+}
+
+fn name_of(key: &Key) -> String {
+    match key {
+        Key::Mirror(host) => format!("registry.mirrors.{host:?}"),
+        Key::Tls(host) => format!("registry.configs.{host:?}.tls"),
+    }
+}
+
+fn located(sources: &[Source], key: &Key, reason: &str) -> String {
+    let at = sources.iter().find_map(|source| Some(source.at(*source.found.lines.get(key)?)));
+    format!("{}: {}: {reason}", at.unwrap_or_else(|| format!("/{CONTAINERD_CONFIG}")), name_of(key))
+}
+
+/// Where hosts.toml files are looked for already, or shall be.
+fn certs_dir(sources: &[Source], legacy: &Legacy, version: Version) -> Result<String, String> {
+    let last = if version.major >= 2 {
+        sources.iter().rfind(|source| source.config_path().is_some())
+    } else {
+        sources.iter().rfind(|source| source.has_cri())
+    };
+    let Some(source) = last else { return Ok(CERTS_DIR.to_owned()) };
+    let set = source.config_path().and_then(Item::as_str).unwrap_or_default();
+    if set.is_empty() {
+        return Ok(CERTS_DIR.to_owned());
+    }
+    let at = source.line_of_config_path();
+    if !legacy.mirrors.is_empty() || version.major < 2 {
+        return Err(format!(
+            "{at}: config_path = {set:?} beside registry.mirrors or configs.*.tls takes CRI down, so there is \
+             nothing to keep the same: take out the one or the other by hand"
+        ));
+    }
+    if set.contains(':') || !set.starts_with('/') {
+        return Err(format!("{at}: config_path = {set:?} is not one folder: name one"));
+    }
+    Ok(set.trim_end_matches('/').to_owned())
+}
+
+fn missing_files(sources: &[Source], legacy: &Legacy, present: &dyn Present) -> Vec<String> {
+    let mut reasons = Vec::new();
+    for (host, tls) in &legacy.tls {
+        for file in tls.files().filter(|file| !present.has(file)) {
+            reasons.push(located(
+                sources,
+                &Key::Tls(host.clone()),
+                &format!("{file} is not there, and no image can be pulled from {host} without it: put it there, or take the setting out"),
+            ));
+        }
+    }
+    reasons
+}
+
+/// Each file that changes, the main one by the same edit that `apply` makes.
+fn write_configs(
+    installed: &Containerd,
+    sources: &[Source],
+    certs_dir: &str,
+    version: Version,
+    migration: &mut Migration,
+) -> Result<(), Vec<String>> {
+    let one = |reason: String| vec![reason];
+    let mut edited =
+        Containerd { major: Some(version.major), config: installed.config.clone(), ..Containerd::default() };
+    let winner = sources.iter().rposition(Source::has_cri);
+    for (n, source) in sources.iter().enumerate() {
+        let paths: Vec<_> = source.found.cuts.iter().map(|cut| cut.path.clone()).collect();
+        let mut text = source.text.to_owned();
+        if !paths.is_empty() {
+            text = edit::take_out(source.text, &paths)
+                .map_err(|error| one(format!("/{}: {error:#}", source.path)))?;
+        }
+        if n == 0 {
+            edited.config = Some(text);
+            continue;
+        }
+        // The last word is an import's: on 1.x if it has CRI's section, on 2.x if it has the setting.
+        let decides = if version.major < 2 { winner == Some(n) } else { source.config_path().is_some() };
+        let document = config::parse(source.path, &text).map_err(one)?;
+        let now = source.config_path().and_then(Item::as_str);
+        if decides && now != Some(certs_dir) {
+            text = config::write(&text, document, source.section, certs_dir)
+                .ok_or_else(|| one(format!("/{}: CRI's section is not a table", source.path)))?;
+        }
+        if text != source.text {
+            migration.plan.file(source.path.to_owned(), text.clone(), 0o644, Content::Edited);
+        }
+        edited.imports.push((source.path.to_owned(), text));
+    }
+    let main = config::set_config_path(&edited, certs_dir)?;
+    migration.plan.file(CONTAINERD_CONFIG.to_owned(), main.text, 0o644, Content::Edited);
+    Ok(())
+}
+
+fn write_tree(
+    tree: &Tree,
+    certs_dir: &str,
+    sources: &[Source],
+    present: &dyn Present,
+    migration: &mut Migration,
+) -> Result<(), String> {
+    let folder = certs_dir.trim_start_matches('/');
+    migration.plan.folder(folder);
+    migration.plan.certs_dir = Some(certs_dir.to_owned());
+    let there = present.hosts(certs_dir);
+    let mut ours = BTreeSet::new();
+    // Where the tree was read before, what is in it is in effect, and the older TLS settings are not.
+    let in_effect =
+        sources.iter().any(|s| s.config_path().and_then(Item::as_str).is_some_and(|p| !p.is_empty()));
+    for (host, hosts) in &tree.hosts {
+        let name = folder_name(host, &there);
+        let path = format!("{folder}/{name}/hosts.toml");
+        ours.insert(name.clone());
+        if in_effect && there.contains_key(&name) {
+            migration.notes.push(format!(
+                "/{path} decides about {host} already: registry.configs.*.tls never did, and goes"
+            ));
+            continue;
+        }
+        let text = hosts.render(&format!("/{path}")).map_err(|error| format!("{error:#}"))?;
+        let text = format!("{FILE_HEADER}{}", text.strip_prefix(HEADER).unwrap_or(&text));
+        migration.plan.folder(&format!("{folder}/{name}"));
+        migration.plan.file(path, text, 0o644, Content::Ours);
+    }
+    // An empty folder says nothing, but that it hides `_default`.
+    let hides = tree.hosts.contains_key(DEFAULT);
+    let new = there.iter().filter(|(name, full)| (**full || hides) && !in_effect && !ours.contains(*name));
+    migration.notes.extend(new.map(|(name, _)| {
+        let whose =
+            if name == DEFAULT { "every host that has no folder there".to_owned() } else { host_of(name) };
+        format!(
+            "{certs_dir}/{name} was not read before, and comes into effect for {whose}: move it away if it \
+             shall not"
+        )
+    }));
+    Ok(())
+}
+
+/// containerd looks for `host_5000_` before `host:5000`.
+fn folder_name(host: &str, there: &BTreeMap<String, bool>) -> String {
+    let other = host.rsplit_once(':').map(|(name, port)| format!("{name}_{port}_"));
+    other.filter(|name| there.contains_key(name)).unwrap_or_else(|| host.to_owned())
+}
+
+fn host_of(name: &str) -> String {
+    let port = name.strip_suffix('_').and_then(|name| name.rsplit_once('_'));
+    port.map_or_else(|| name.to_owned(), |(host, port)| format!("{host}:{port}"))
+}
+
+fn compare(legacy: &Legacy, tree: &Tree, version: Version) -> Result<Vec<Comparison>, String> {
+    let mut hosts: Vec<String> = legacy.named_hosts().into_iter().collect();
+    if legacy.mirrors.contains_key("*") {
+        hosts.push(ANY_OTHER.to_owned());
+    }
+    let show = |asked: &[legacy::Asked]| asked.iter().map(ToString::to_string).collect::<Vec<_>>();
+    hosts
+        .into_iter()
+        .map(|host| {
+            let (before, after) = (legacy.endpoints(&host, version)?, tree.endpoints(&host));
+            let (asked, asks) = (legacy::distinct(&before), legacy::distinct(&after));
+            let same = asked == asks;
+            let mut why = Vec::new();
+            if !same {
+                let urls = |list: &[&legacy::Asked]| list.iter().map(|one| one.url()).collect::<Vec<_>>();
+                why.push(if urls(&asked) == urls(&asks) {
+                    "containerd 2 ignores registry.configs.*.tls; hosts.toml makes it hold again".to_owned()
+                } else {
+                    "the endpoints differ".to_owned()
+                });
+            }
+            if after.len() > before.len() {
+                why.push(
+                    "asked once more after a miss: containerd before 1.7.32 refuses a file without [host]"
+                        .to_owned(),
+                );
+            }
+            Ok(Comparison { before: show(&before), after: show(&after), host, same, why })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Bare(BTreeMap<String, bool>);
+
+    impl Present for Bare {
+        fn has(&self, path: &str) -> bool {
+            !path.contains("missing")
+        }
+        fn hosts(&self, _certs_dir: &str) -> BTreeMap<String, bool> {
+            self.0.clone()
+        }
+    }
+
+    const V1: Version = Version::new(1, 7, 24);
+    const V2: Version = Version::new(2, 1, 9);
+
+    fn installed(version: Version, main: &str, imports: &[(&str, &str)]) -> Containerd {
+        Containerd {
+            major: Some(version.major),
+            config: Some(main.to_owned()),
+            imports: imports.iter().map(|(p, t)| ((*p).to_owned(), (*t).to_owned())).collect(),
+            ..Containerd::default()
+        }
+    }
+
+    fn made(version: Version, main: &str, imports: &[(&str, &str)]) -> Migration {
+        let made = migration(&installed(version, main, imports), version, &Bare::default()).unwrap().unwrap();
+        let after = |path: &str, text: &str| file(&made, path).unwrap_or_else(|| text.to_owned());
+        let imports: Vec<_> = imports.iter().map(|(p, t)| ((*p).to_owned(), after(p, t))).collect();
+        let again = Containerd {
+            major: Some(version.major),
+            config: Some(after(CONTAINERD_CONFIG, main)),
+            imports,
+            ..Containerd::default()
+        };
+        assert!(migration(&again, version, &Bare::default()).unwrap().is_none(), "a second one does nothing");
+        made
+    }
+
+    fn refused(version: Version, main: &str, imports: &[(&str, &str)]) -> Vec<String> {
+        migration(&installed(version, main, imports), version, &Bare::default()).unwrap_err()
+    }
+
+    fn file(made: &Migration, path: &str) -> Option<String> {
+        match made.plan.resources.get(path)? {
+            super::super::Resource::File { bytes, .. } => Some(String::from_utf8(bytes.clone()).unwrap()),
+            _ => None,
+        }
+    }
+
+    const MIRROR: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"http://m:5000\"]\n";
+
+    #[test]
+    fn nothing_to_migrate() {
+        for text in ["version = 2\n", "", "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors]\n"] {
+            assert!(migration(&installed(V1, text, &[]), V1, &Bare::default()).unwrap().is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn one_mirror() {
+        let made = made(V1, MIRROR, &[]);
+        assert_eq!(
+            file(&made, CONTAINERD_CONFIG).unwrap(),
+            "version = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"
+        );
+        let hosts = file(&made, "etc/containerd/certs.d/docker.io/hosts.toml").unwrap();
+        assert!(hosts.starts_with("# Made by `larder migrate`"), "{hosts}");
+        assert!(made.hosts.iter().all(|host| host.same));
+        assert_eq!(made.hosts[0].after, ["http://m:5000/v2", "https://registry-1.docker.io/v2"]);
+    }
+
+    #[test]
+    fn imports_are_edited_where_the_settings_are() {
+        let path = "etc/containerd/conf.d/m.toml";
+        let main = "version = 2\nimports = [\"conf.d/*.toml\"]\n";
+        let on_2 = made(V2, main, &[(path, MIRROR)]);
+        assert_eq!(file(&on_2, path).unwrap(), "version = 2\n");
+        assert!(file(&on_2, CONTAINERD_CONFIG).unwrap().contains("config_path"));
+        let on_1 = made(V1, main, &[(path, MIRROR)]);
+        assert!(file(&on_1, path).unwrap().contains("config_path"), "1.x takes the whole section from there");
+        let both =
+            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"a.io\"]\nendpoint = []\n";
+        assert!(refused(V1, both, &[(path, MIRROR)])[0].starts_with("/etc/containerd/config.toml:2: "));
+        assert_eq!(made(V2, both, &[(path, MIRROR)]).hosts.len(), 2);
+        assert!(refused(V2, MIRROR, &[(path, MIRROR)])[0].contains("keep one of them"));
+    }
+
+    #[test]
+    fn what_cannot_be_kept_the_same_is_refused() {
+        let beside = MIRROR.replace(
+            "version = 2\n",
+            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/x\"\n",
+        );
+        assert!(refused(V1, &beside, &[])[0].starts_with("/etc/containerd/config.toml:3: config_path"));
+        let tls = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"h.io\".tls]\nca_file = \"/missing\"\n";
+        assert!(refused(V1, tls, &[])[0].starts_with("/etc/containerd/config.toml:2: "));
+        assert!(
+            refused(V2, &MIRROR.replace("version = 2\n", ""), &[])[0].contains("containerd config migrate")
+        );
+        assert!(refused(V1, &MIRROR.replace("version = 2\n", ""), &[])[0].contains("reads nothing"));
+    }
+
+    #[test]
+    fn files_that_were_not_read_before_are_shown() {
+        let bare = Bare([("quay.io".to_owned(), true), ("m_5_".to_owned(), true)].into());
+        let text = MIRROR.replace("docker.io", "m:5");
+        let made = migration(&installed(V1, &text, &[]), V1, &bare).unwrap().unwrap();
+        assert!(made.notes.iter().any(|note| note.contains("certs.d/quay.io was not read before")));
+        assert!(file(&made, "etc/containerd/certs.d/m_5_/hosts.toml").is_some());
+    }
+}
