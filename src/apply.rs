@@ -6,10 +6,10 @@ use std::fmt;
 use anyhow::{Context, Result};
 
 use crate::diff::{Action, Change, Diff, Stranger, enabled_units, masked_units, registry_ids, resolve};
-use crate::facts::{CONTAINERD_CONFIG, USER};
+use crate::facts::{USER, is_containerd_config};
 use crate::host::{Done, Host, NetworkWanted, Wanted};
 use crate::journal::{KEPT, Kind, Manifest, Owned, digest, keep_aside, make_state_folder};
-use crate::plan::{Content, Plan, STATE};
+use crate::plan::{Plan, STATE};
 use crate::root::{Entry, Owner, Root, Staged, folder_of};
 use crate::wake::Wakes;
 
@@ -163,7 +163,9 @@ fn intent(old: &Manifest, plan: &Plan, diff: &Diff) -> Manifest {
         let (kind, wrote) = match &change.action {
             Action::MakeDirectory { data: true, .. } => (Kind::Data, None),
             Action::MakeDirectory { .. } => (Kind::Directory, None),
-            Action::WriteFile { bytes, content: Content::Edited, .. } => (Kind::Edited, Some(digest(bytes))),
+            Action::WriteFile { bytes, content, .. } if content.is_edit() => {
+                (Kind::Edited, Some(digest(bytes)))
+            }
             Action::WriteFile { bytes, .. } => (Kind::File, Some(digest(bytes))),
             Action::Link { target } => (Kind::Link, Some((*target).to_owned())),
             Action::SetAccess { .. } | Action::Remove { .. } | Action::Leave => continue,
@@ -192,7 +194,7 @@ fn adopt(manifest: &mut Manifest, plan: &Plan) {
             Resource::Directory { purpose: Purpose::Data, .. } => (Kind::Data, Vec::new()),
             // An operator's folder.
             Resource::Directory { .. } => continue,
-            Resource::File { bytes, content: Content::Edited, .. } => (Kind::Edited, vec![digest(bytes)]),
+            Resource::File { bytes, content, .. } if content.is_edit() => (Kind::Edited, vec![digest(bytes)]),
             Resource::File { bytes, .. } => (Kind::File, vec![digest(bytes)]),
             Resource::Link { target } => (Kind::Link, vec![target.clone()]),
         };
@@ -228,7 +230,7 @@ fn commit(manifest: &mut Manifest, plan: &Plan, diff: &Diff) {
 /// only edit stays recorded with what we once wrote: it has been edited by others since.
 fn hand_over(manifest: &mut Manifest, old: &Manifest, diff: &Diff) {
     for change in &diff.changes {
-        if matches!(&change.action, Action::WriteFile { content, .. } if *content != Content::Edited) {
+        if matches!(&change.action, Action::WriteFile { content, .. } if !content.is_edit()) {
             manifest.entries.remove(&change.path);
         }
     }
@@ -269,7 +271,7 @@ impl<'r> Run<'r> {
         let staged = self.stage(diff)?;
         self.root.sync(&staged)?;
         for one in &staged {
-            if one.path() == CONTAINERD_CONFIG {
+            if is_containerd_config(one.path()) {
                 host.try_containerd_config(self.root, &one.trial_path())?;
             }
         }
@@ -286,10 +288,11 @@ impl<'r> Run<'r> {
         for change in &diff.changes {
             if let Action::WriteFile { bytes, access, .. } = &change.action {
                 let mut access = resolve(*access, self.ids).context("stage: no registry user")?;
-                if let (Action::WriteFile { content: Content::Edited, .. }, Entry::File { access: now, .. }) =
+                if let (Action::WriteFile { content, .. }, Entry::File { access: now, .. }) =
                     (&change.action, &change.before)
+                    && content.is_edit()
                 {
-                    access = *now;
+                    access.owner = now.owner;
                 }
                 staged.push(self.root.stage(&change.path, bytes, access)?);
             }
@@ -301,7 +304,7 @@ impl<'r> Run<'r> {
     fn keep_strangers(&mut self, diff: &Diff, manifest: &mut Manifest) -> Result<()> {
         let mut first_copies = false;
         for change in &diff.changes {
-            let edits = matches!(change.action, Action::WriteFile { content: Content::Edited, .. });
+            let edits = matches!(change.action, Action::WriteFile { content, .. } if content.is_edit());
             let suffix = match change.stranger {
                 Some(Stranger::EditedByHand) => ".edited-by-hand",
                 Some(Stranger::Foreign) => "",

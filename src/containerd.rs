@@ -56,6 +56,12 @@ impl Version {
         self.major >= 2
     }
 
+    /// Whether CRI ends a pull that receives nothing (`image_pull_progress_timeout`).
+    #[must_use]
+    pub fn has_pull_progress_timeout(self) -> bool {
+        self >= Self::new(1, 7, 0)
+    }
+
     /// Whether a pull goes through the transfer service by default, which has limits of its own.
     #[must_use]
     pub fn has_transfer_service(self) -> bool {

@@ -133,7 +133,7 @@ pub fn additions<'p>(plan: &'p Plan, root: &Root, manifest: &Manifest) -> Result
                 refused.push(format!("{}: wanted a file, got something else: move it away", root.show(path)));
                 None
             }
-            (Resource::File { content: Content::Edited, .. }, Entry::Link { target }) => {
+            (Resource::File { content, .. }, Entry::Link { target }) if content.is_edit() => {
                 refused.push(format!(
                     "{}: a symbolic link to {target}: larder edits that file only in its own place",
                     root.show(path)
@@ -183,10 +183,12 @@ fn directory<'p>(
 fn file<'p>(bytes: &'p [u8], mode: u32, content: Content, before: &Entry) -> Option<Action<'p>> {
     let mut access = Wanted { mode, user: User::Root };
     if let Entry::File { bytes: now, access: now_access } = before {
-        if content == Content::Edited {
-            // The mode is its owner's business.
-            access.mode = now_access.mode;
-            return (now != bytes).then_some(Action::WriteFile { bytes, access, content });
+        if content.is_edit() {
+            // The mode is its owner's business, as long as a secret of ours stays one.
+            let hidden = if content == Content::EditedSecret { !0o077 } else { !0 };
+            access.mode = now_access.mode & hidden;
+            let right = now == bytes && access.mode == now_access.mode;
+            return (!right).then_some(Action::WriteFile { bytes, access, content });
         }
         if now == bytes {
             let right = now_access.mode == mode && now_access.owner == Owner::Root;
@@ -198,7 +200,7 @@ fn file<'p>(bytes: &'p [u8], mode: u32, content: Content, before: &Entry) -> Opt
 
 fn stranger(action: &Action, path: &str, before: &Entry, manifest: &Manifest) -> Option<Stranger> {
     let replaces = matches!(action, Action::Link { .. })
-        || matches!(action, Action::WriteFile { content, .. } if *content != Content::Edited);
+        || matches!(action, Action::WriteFile { content, .. } if !content.is_edit());
     if !replaces || *before == Entry::Absent {
         return None;
     }
@@ -349,6 +351,10 @@ impl Change<'_> {
             return Some("(a secret: not shown)\n".to_owned());
         }
         let mut before = match &self.before {
+            // A file of ours that only root may read held a secret.
+            Entry::File { access, .. } if *content == Content::Ours && access.mode & 0o077 == 0 => {
+                return Some("(it held a secret: not shown)\n".to_owned());
+            }
             Entry::File { bytes, .. } => String::from_utf8_lossy(bytes),
             Entry::Link { target } => format!("(a link to {target})\n").into(),
             _ => "".into(),
@@ -366,7 +372,20 @@ impl Change<'_> {
         {
             text.push_str(&hunk.to_string());
         }
+        if content.is_edit() {
+            text = text.split_inclusive('\n').map(without_secret).collect();
+        }
         Some(text)
+    }
+}
+
+/// What somebody else's TOML file has to hide: credentials, ours or theirs.
+fn without_secret(line: &str) -> String {
+    let lower = line.to_ascii_lowercase();
+    let names_one = ["password", "auth", "token", "secret"].iter().any(|word| lower.contains(word));
+    match line.split_once('=') {
+        Some((key, _)) if names_one => format!("{key}= (hidden)\n"),
+        _ => line.to_owned(),
     }
 }
 

@@ -21,6 +21,8 @@ pub use version::containerd_version;
 pub const USER: &str = "larder";
 /// containerd's own configuration (containerd-config.toml(5)).
 pub const CONTAINERD_CONFIG: &str = "etc/containerd/config.toml";
+/// A file of ours in a folder that it imports; sorts after what people write.
+pub const CONTAINERD_DROP_IN: &str = "zz-larder.toml";
 /// The unit of Debian's docker-registry package: it takes port 5000 on every address.
 pub const DEBIAN_REGISTRY: &str = "docker-registry.service";
 
@@ -64,6 +66,10 @@ pub struct Containerd {
     pub version: Option<Version>,
     /// What tells this machine from others (machine-id(5)); an image has none.
     pub machine_id: Option<String>,
+    /// Where a drop-in of ours would be read, whether it is there or not.
+    pub drop_in: Option<String>,
+    /// Whether the package manager asks before it replaces the main file.
+    pub is_conffile: bool,
     /// Those secrets of the profile's `containerd` block that are not written in it.
     pub secrets: Vec<(SecretSource, Zeroizing<String>)>,
 }
@@ -138,16 +144,27 @@ pub fn read(root: &Root, host: &dyn Host, node: &Node, network_is_ours: bool) ->
         facts.debian_registry = debian_registry(root)?;
         read_passwords(root, node, &mut facts)?;
     }
-    if node.containerd.is_some() {
-        facts.containerd = read_containerd(root, host)?;
-    }
-    if let Some(client) = &node.containerd {
-        client::read(root, client, &mut facts)?;
-    }
+    read_client(root, host, node, &mut facts)?;
     if let Some(network) = &node.network {
         facts.network = read_network(root, host, network, network_is_ours)?;
     }
     Ok(facts)
+}
+
+/// Whether containerd reads this file at its start, and has to be restarted for it.
+#[must_use]
+pub fn is_containerd_config(path: &str) -> bool {
+    path == CONTAINERD_CONFIG || path.rsplit('/').next() == Some(CONTAINERD_DROP_IN)
+}
+
+/// The part of [`read`] that hosts.toml files depend on: all that a watchdog has to know.
+///
+/// # Errors
+/// When a file that is there cannot be read.
+pub fn read_client(root: &Root, host: &dyn Host, node: &Node, facts: &mut Facts) -> Result<()> {
+    let Some(client) = &node.containerd else { return Ok(()) };
+    facts.containerd = read_containerd(root, host)?;
+    client::read(root, client, facts)
 }
 
 fn packaged(root: &Root) -> Vec<&'static str> {
@@ -254,8 +271,8 @@ fn read_secret(root: &Root, path: &Path) -> Result<Option<Zeroizing<String>>> {
 
 fn read_containerd(root: &Root, host: &dyn Host) -> Result<Containerd> {
     let version = version::ask(root, host)?;
-    let mut containerd =
-        Containerd { major: version.map(|version| version.major), version, ..Containerd::default() };
+    let major = version.map(|version| version.major);
+    let mut containerd = Containerd { major, version, ..Containerd::default() };
     let Some(bytes) = root.read(CONTAINERD_CONFIG)? else { return Ok(containerd) };
     let text = String::from_utf8(bytes)
         .ok()
@@ -265,6 +282,8 @@ fn read_containerd(root: &Root, host: &dyn Host) -> Result<Containerd> {
             containerd.imports.push((path, String::from_utf8_lossy(&bytes).into_owned()));
         }
     }
+    containerd.drop_in = version::drop_in(major, &text);
+    containerd.is_conffile = version::is_conffile(root)?;
     containerd.config = Some(text);
     Ok(containerd)
 }

@@ -92,6 +92,27 @@ impl Manifest {
         })
     }
 
+    /// The bytes that were at `path` before our first edit, while what is there now is what we made of them:
+    /// the next edit starts from them, so that a setting that leaves the profile leaves the file. `None` in
+    /// all other cases; `Some(None)` where nothing was there.
+    ///
+    /// # Errors
+    /// When the kept copy cannot be read.
+    #[allow(clippy::option_option, reason = "nothing known is not nothing there")]
+    pub fn original(&self, root: &Root, path: &str) -> Result<Option<Option<Vec<u8>>>> {
+        let Some(owned) = self.entries.get(path).filter(|owned| owned.kind == Kind::Edited && !owned.found)
+        else {
+            return Ok(None);
+        };
+        if !self.wrote(path, &root.entry(path)?) {
+            return Ok(None);
+        }
+        match &owned.kept {
+            None => Ok(Some(None)),
+            Some(kept) => Ok(root.read(kept)?.map(Some)),
+        }
+    }
+
     /// Whether what is at `path` is what we wrote there.
     #[must_use]
     pub fn wrote(&self, path: &str, entry: &Entry) -> bool {

@@ -16,6 +16,7 @@ mod check;
 mod choices;
 mod client;
 mod form;
+mod mirror;
 mod text;
 mod upstream;
 mod values;

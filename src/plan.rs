@@ -67,8 +67,18 @@ pub enum Content {
     Ours,
     /// Never shown.
     Secret,
-    /// Somebody else's file with one setting of ours in it.
+    /// Somebody else's file with some settings of ours in it.
     Edited,
+    /// The same, with a secret among them: for its owner alone.
+    EditedSecret,
+}
+
+impl Content {
+    /// Whether the file stays somebody else's.
+    #[must_use]
+    pub fn is_edit(self) -> bool {
+        matches!(self, Self::Edited | Self::EditedSecret)
+    }
 }
 
 /// Why a plan cannot be made; the run ends with exit code 2 and nothing touched.

@@ -5,12 +5,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::facts::CONTAINERD_CONFIG;
+use crate::facts::is_containerd_config;
 use crate::plan::network::is_network_file;
 use crate::plan::{REGISTRY_FOLDER, UNIT_FOLDER};
-
-/// Where containerd's own default configuration imports from (2.2 and later).
-const CONTAINERD_DROP_INS: &str = "etc/containerd/conf.d/";
 
 /// Units to touch, in this order: stop, reload, network, start, restart, containerd.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +65,7 @@ impl Wakes {
             }
         } else if is_network_file(path) {
             self.network = true;
-        } else if path == CONTAINERD_CONFIG || path.starts_with(CONTAINERD_DROP_INS) {
+        } else if is_containerd_config(path) {
             self.containerd = true;
         }
     }
@@ -183,7 +180,7 @@ mod tests {
 
     #[test]
     fn containerds_own_configuration_wakes_containerd() {
-        for path in ["etc/containerd/config.toml", "etc/containerd/conf.d/50-larder.toml"] {
+        for path in ["etc/containerd/config.toml", "etc/containerd/conf.d/zz-larder.toml"] {
             for change in [Change::File, Change::Removed] {
                 let wanted = Wakes { containerd: true, ..Wakes::default() };
                 assert_eq!(after(&[(path, change)], &[A]), wanted);

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::thread::sleep;
 use std::time::Duration;
 
-use support::{Machine, SEED, differences, text};
+use support::{DEBIAN_CONTAINERD, Machine, SEED, differences, text};
 
 const WITHOUT_GHCR: &str = "version: 1
 upstreams:
@@ -414,4 +414,57 @@ fn more_files_are_written_than_may_be_open() {
         .unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     assert!(machine.has("etc/larder/registry/u39.example.yml"));
+}
+
+#[test]
+fn a_setting_that_leaves_the_profile_leaves_containerds_file() {
+    let machine = Machine::debian();
+    let with = SEED.replace(
+        "containerd: {}",
+        "containerd:\n  max_concurrent_downloads: 6\n  auth: { r.example.com: { username: ci, password: hunter2 } }",
+    );
+    let said = machine.apply(&with);
+    assert!(!said.contains("hunter2"), "{said}");
+    let config = machine.read("etc/containerd/config.toml");
+    assert!(config.contains("max_concurrent_downloads = 6") && config.contains("password = \"hunter2\""));
+    let mode = |path: &str| fs::metadata(machine.path(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode("etc/containerd/config.toml"), 0o600);
+    let output = machine.larder(&["plan"], SEED);
+    let said = text(&output);
+    assert!(said.contains("password = (hidden)") && !said.contains("hunter2"), "{said}");
+    machine.apply(SEED);
+    let config = machine.read("etc/containerd/config.toml");
+    assert!(!config.contains("max_concurrent") && !config.contains("hunter2"), "{config}");
+    assert!(config.contains("config_path"));
+    machine.apply(&SEED.replace("containerd: {}\n", ""));
+    assert_eq!(machine.read("etc/containerd/config.toml"), DEBIAN_CONTAINERD);
+    assert_eq!(mode("etc/containerd/config.toml"), 0o644);
+}
+
+#[test]
+fn a_drop_in_comes_and_goes_and_the_packages_file_stays() {
+    let machine = Machine::debian();
+    machine.program("usr/bin/containerd", "github.com/containerd/containerd/v2/cmd/containerd v2.1.9");
+    let main = format!("imports = [\"/etc/containerd/conf.d/*.toml\"]\n{DEBIAN_CONTAINERD}");
+    machine.write("etc/containerd/config.toml", &main);
+    machine.apply(&SEED.replace("containerd: {}", "containerd: { max_concurrent_downloads: 6 }"));
+    assert_eq!(
+        machine.read("etc/containerd/conf.d/zz-larder.toml").lines().skip(1).collect::<Vec<_>>().join("\n"),
+        "version = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n\n\
+         [plugins.\"io.containerd.transfer.v1.local\"]\nmax_concurrent_downloads = 6"
+    );
+    assert_eq!(machine.read("etc/containerd/config.toml"), main);
+    // Said by somebody else, it has not to be said again.
+    machine.write(
+        "etc/containerd/conf.d/50-other.toml",
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n",
+    );
+    machine.apply(SEED);
+    assert!(!machine.has("etc/containerd/conf.d/zz-larder.toml"));
+    fs::remove_file(machine.path("etc/containerd/conf.d/50-other.toml")).unwrap();
+    machine.apply(SEED);
+    assert!(machine.has("etc/containerd/conf.d/zz-larder.toml"));
+    machine.apply(&SEED.replace("containerd: {}\n", ""));
+    assert!(!machine.has("etc/containerd/conf.d/zz-larder.toml"));
+    assert_eq!(machine.read("etc/containerd/config.toml"), main);
 }

@@ -160,6 +160,7 @@ const BEYOND: &[&str] = &[
     "mirror-multicast",
     "mirror-http-headers",
     "fallback-nobody",
+    "auth-twice",
 ];
 
 #[test]

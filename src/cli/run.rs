@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Input, Output, code, machine, print, print_json, read_node, refused, tell_warning};
 use crate::apply::{Applied, apply};
 use crate::diff::{Action, Diff, Summary, diff, enabled_units};
-use crate::facts::{self, Facts};
+use crate::facts::{self, CONTAINERD_CONFIG, Facts};
 use crate::host::{Host, NetworkWanted};
 use crate::journal::{Manifest, make_state_folder};
 use crate::node::{Node, Schedule};
@@ -36,7 +36,18 @@ struct Prepared {
 fn prepare(root: &Root, host: &dyn Host, node: &Node) -> Result<Prepared> {
     let manifest = Manifest::read(root)?;
     let ours = manifest.entries.keys().any(|path| is_network_file(path));
-    let facts = facts::read(root, host, node, ours)?;
+    let mut facts = facts::read(root, host, node, ours)?;
+    if node.containerd.is_some()
+        && let Some(original) = manifest.original(root, CONTAINERD_CONFIG)?
+    {
+        let original = original.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let now = std::mem::replace(&mut facts.containerd.config, original);
+        if let Ok(plan) = plan(node, &facts) {
+            return Ok(Prepared { facts, manifest, plan });
+        }
+        // What was in our way then has been taken out since: that stays out.
+        facts.containerd.config = now;
+    }
     let plan = plan(node, &facts)?;
     Ok(Prepared { facts, manifest, plan })
 }

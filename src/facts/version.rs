@@ -3,8 +3,9 @@
 use std::io::{BufRead, BufReader};
 
 use anyhow::{Context, Result};
+use toml_edit::DocumentMut;
 
-use super::{binary, find_program};
+use super::{CONTAINERD_CONFIG, CONTAINERD_DROP_IN, binary, find_program};
 use crate::containerd::Version;
 use crate::host::Host;
 use crate::root::Root;
@@ -14,7 +15,7 @@ const PACKAGES: [&str; 2] = ["containerd", "containerd.io"];
 const DPKG: &str = "var/lib/dpkg/status";
 /// Where packages put programs: what is elsewhere is nobody's.
 const PACKAGED: [&str; 2] = ["usr/bin/", "bin/"];
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 16 << 10;
 
 /// What the program and the package say.
 struct Found {
@@ -94,6 +95,42 @@ fn in_status(mut status: impl BufRead) -> std::io::Result<Option<Version>> {
     }
 }
 
+/// Where a drop-in of ours is read after all others: in the last folder that the main file imports whole.
+pub(super) fn drop_in(major: Option<u32>, config: &str) -> Option<String> {
+    if major.is_none_or(|major| major < 2) {
+        return None;
+    }
+    let document = config.parse::<DocumentMut>().ok()?;
+    let patterns = document.get("imports")?.as_array()?;
+    let patterns: Vec<&toml_edit::Value> = patterns.iter().collect();
+    patterns.into_iter().rev().find_map(|pattern| {
+        let (folder, name) = pattern.as_str()?.rsplit_once('/').unwrap_or(("", pattern.as_str()?));
+        let (start, end) = name.split_once('*')?;
+        let fits = CONTAINERD_DROP_IN.starts_with(start)
+            && CONTAINERD_DROP_IN.ends_with(end)
+            && CONTAINERD_DROP_IN.len() >= start.len() + end.len();
+        let folder = match folder.strip_prefix('/') {
+            Some(absolute) => absolute.to_owned(),
+            None => format!("etc/containerd/{folder}").trim_end_matches('/').to_owned(),
+        };
+        let plain =
+            folder.starts_with("etc/") && !folder.split('/').any(|part| matches!(part, "" | "." | ".."));
+        (fits && plain && !folder.contains('*')).then(|| format!("{folder}/{CONTAINERD_DROP_IN}"))
+    })
+}
+
+/// Whether the main file is a conffile of containerd's package (deb-conffiles(5)).
+pub(super) fn is_conffile(root: &Root) -> Result<bool> {
+    for package in PACKAGES {
+        let list = root.read(&format!("var/lib/dpkg/info/{package}.conffiles"))?.unwrap_or_default();
+        let main = format!("/{CONTAINERD_CONFIG}");
+        if String::from_utf8_lossy(&list).lines().any(|line| line.trim_end() == main) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,5 +163,28 @@ mod tests {
             Some(Version::new(1, 6, 20))
         );
         assert_eq!(parse_output(""), None);
+    }
+
+    #[test]
+    fn a_drop_in_goes_where_it_is_read_last() {
+        let path =
+            |major, imports: &str| drop_in(Some(major), &format!("version = 2\nimports = {imports}\n"));
+        assert_eq!(
+            path(2, "[\"/etc/containerd/conf.d/*.toml\"]").as_deref(),
+            Some("etc/containerd/conf.d/zz-larder.toml")
+        );
+        assert_eq!(
+            path(2, "[\"conf.d/*\", \"one.toml\"]").as_deref(),
+            Some("etc/containerd/conf.d/zz-larder.toml")
+        );
+        assert_eq!(path(2, "[\"*.toml\"]").as_deref(), Some("etc/containerd/zz-larder.toml"));
+        for (major, imports) in [
+            (1, "[\"/etc/containerd/conf.d/*.toml\"]"),
+            (2, "[\"/etc/containerd/conf.d/5*.toml\", \"/run/x/*.toml\", \"../x/*.toml\", \"one.toml\"]"),
+            (2, "[]"),
+        ] {
+            assert_eq!(path(major, imports), None, "{imports}");
+        }
+        assert_eq!(drop_in(Some(2), "not toml ="), None);
     }
 }

@@ -10,6 +10,7 @@ use crate::node::{Containerd, Node, Order, Trust};
 
 pub mod config;
 mod endpoints;
+mod settings;
 pub use endpoints::{all, hosts};
 
 pub(super) fn plan(
@@ -21,11 +22,13 @@ pub(super) fn plan(
 ) -> Result<()> {
     let certs_dir = client.certs_dir.as_str();
     plan.certs_dir = Some(certs_dir.to_owned());
-    match config::set_config_path(installed, certs_dir) {
-        Ok(edit) => {
-            let path = CONTAINERD_CONFIG.to_owned();
-            plan.warnings.extend(edit.warnings.into_iter().map(|warning| (path.clone(), warning)));
-            plan.file(path, edit.text, 0o644, Content::Edited);
+    match settings::settings(node, client, installed) {
+        Ok(settings) => {
+            if let Some((path, text, mode, content)) = settings.file {
+                let about = |warning| (path.clone(), warning);
+                plan.warnings.extend(settings.warnings.into_iter().map(about));
+                plan.file(path, text, mode, content);
+            }
         }
         Err(reasons) => refused.extend(reasons),
     }

@@ -265,7 +265,7 @@ class Machine:
     def forget(self):
         """Remove every image from containerd, content and all."""
         done = self.sh("cri rmi $(ctr -n k8s.io images ls -q | grep -v @ | grep -v ^sha256:)")
-        left = self.out("ctr -n k8s.io content ls -q")
+        left = self.out("ctr -n k8s.io content ls -q 2>/dev/null")  # 1.7 warns of deprecations here
         if done.code != 0 or left:
             raise OSError(f"remove images on {self.name}: {done}, content left: {left!r}")
 

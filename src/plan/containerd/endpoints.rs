@@ -243,8 +243,138 @@ fn base64(bytes: &[u8]) -> Zeroizing<String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::panic, clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may")]
 mod tests {
     use super::*;
+    use crate::profile::{Source, load};
+
+    fn node(client: &str) -> Node {
+        let upstreams = "docker.io: { port: 5000 }, ghcr.io: { port: 5010 }";
+        let text = format!("version: 1\nupstreams: {{ {upstreams} }}\ncontainerd:\n{client}");
+        let source = Source::Text { name: "profile.yaml".to_owned(), text };
+        load(&source).and_then(|loaded| loaded.node()).unwrap_or_else(|problems| panic!("{problems}")).0
+    }
+
+    /// The server and the hosts of docker.io.
+    fn docker(client: &str, installed: &Installed, out: &[&str]) -> (Option<String>, Vec<String>) {
+        let node = node(client);
+        let out = out.iter().map(|url| (*url).to_owned()).collect();
+        let hosts = hosts(&node, node.containerd.as_ref().unwrap(), &node.upstreams[0], installed, &out);
+        hosts.render("docker.io").unwrap();
+        (hosts.server.map(|server| server.url), hosts.hosts.into_iter().map(|host| host.url).collect())
+    }
+
+    fn on(major: u32, minor: u32) -> Installed {
+        Installed { version: Some(Version::new(major, minor, 0)), ..Installed::default() }
+    }
+
+    const A: &str = "http://10.0.0.1:5000";
+    const B: &str = "http://10.0.0.2:5000";
+    const MIRROR: &str = "https://mirror.gcr.io";
+    const HUB: &str = "https://registry-1.docker.io";
+
+    #[test]
+    fn what_is_out_is_left_out_but_never_the_last() {
+        let with = |fallback: bool| {
+            format!(
+                "  caches: [10.0.0.1, 10.0.0.2]\n  fallback: {fallback}\n  mirrors: {{ docker.io: [{MIRROR}] }}\n"
+            )
+        };
+        for (fallback, out, server, hosts) in [
+            (true, &[][..], HUB, &[A, B, MIRROR][..]),
+            (true, &[A], HUB, &[B, MIRROR]),
+            (true, &[MIRROR, A, B], HUB, &[HUB]),
+            (false, &[], MIRROR, &[A, B, MIRROR]),
+            (false, &[MIRROR], B, &[A, B]),
+            (false, &[A, B, MIRROR], A, &[A]),
+        ] {
+            let got = docker(&with(fallback), &on(1, 7), out);
+            let wanted = hosts.iter().map(|url| (*url).to_owned()).collect();
+            assert_eq!(got, (Some(server.to_owned()), wanted), "fallback {fallback}, out {out:?}");
+        }
+    }
+
+    #[test]
+    fn without_caches_the_default_mirrors_are_everybodys() {
+        let client =
+            "  fallback: false\n  mirrors: { _default: [https://m.io], private.io: [https://p.io] }\n";
+        assert_eq!(
+            docker(client, &on(2, 1), &[]),
+            (Some("https://m.io".to_owned()), vec!["https://m.io".to_owned()])
+        );
+        let node = node(client);
+        let all = all(&node, node.containerd.as_ref().unwrap(), &on(2, 1), &BTreeSet::new());
+        let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["docker.io", "ghcr.io", "_default", "private.io"]);
+    }
+
+    #[test]
+    fn a_default_without_anybody_left_has_no_server_and_keeps_one() {
+        let node = node("  mirrors: { _default: [https://m.io, https://n.io] }\n");
+        let out = ["https://m.io", "https://n.io"].map(str::to_owned).into();
+        let all = all(&node, node.containerd.as_ref().unwrap(), &on(1, 6), &out);
+        let (_, default) = all.last().unwrap();
+        assert_eq!((default.server.as_ref(), default.hosts[0].url.as_str()), (None, "https://m.io"));
+    }
+
+    #[test]
+    fn each_node_has_an_order_of_its_own_and_keeps_it() {
+        let spread = "  caches: [10.0.0.1, 10.0.0.2, 10.0.0.3]\n  order: spread\n";
+        let order = |id: u32, client: &str| {
+            let machine_id = Some(format!("{id:032x}"));
+            docker(client, &Installed { machine_id, ..on(2, 1) }, &[]).1
+        };
+        let mut first = std::collections::BTreeMap::new();
+        for id in 0..300 {
+            let whole = order(id, spread);
+            *first.entry(whole[0].clone()).or_insert(0) += 1;
+            // A cache that goes takes nobody from the others.
+            let without = order(id, "  caches: [10.0.0.2, 10.0.0.1]\n  order: spread\n");
+            assert_eq!(without, whole.into_iter().filter(|url| !url.contains(".3:")).collect::<Vec<_>>());
+        }
+        assert!(first.len() == 3 && first.values().all(|count| (60..140).contains(count)), "{first:?}");
+        assert_eq!(docker(spread, &on(2, 1), &[]).1[0], A, "an image has the order as listed");
+    }
+
+    #[test]
+    fn credentials_go_to_their_host_alone_and_where_the_version_reads_them() {
+        let client = "  caches: [10.0.0.1]\n  mirrors: { docker.io: [https://h.io/p] }\n  auth: { docker.io: { username: \
+                      u, password: p }, h.io: { username: v, password: q } }\n";
+        let node = node(client);
+        let client = node.containerd.as_ref().unwrap();
+        let get =
+            |installed: &Installed| hosts(&node, client, &node.upstreams[0], installed, &BTreeSet::new());
+        assert!(!get(&on(2, 0)).is_secret());
+        let now = get(&on(2, 1));
+        let header =
+            |endpoint: &Endpoint| endpoint.headers.get("Authorization").map(|value| value[0].to_string());
+        assert_eq!(now.server.as_ref().and_then(header).as_deref(), Some("Basic dTpw"));
+        assert_eq!(header(&now.hosts[0]), None, "a cache");
+        assert_eq!(header(&now.hosts[1]).as_deref(), Some("Basic djpx"));
+        // With the caches out, the upstream stands among the hosts with all that goes with it.
+        let out = ["http://10.0.0.1:5000", "https://h.io/p"].map(str::to_owned).into();
+        let alone = hosts(&node, client, &node.upstreams[0], &on(2, 1), &out);
+        assert_eq!(
+            (alone.hosts[0].url.as_str(), header(&alone.hosts[0]).as_deref()),
+            (HUB, Some("Basic dTpw"))
+        );
+    }
+
+    #[test]
+    fn a_dial_timeout_is_written_where_it_is_one() {
+        let client = "  caches: [10.0.0.1]\n  mirrors: { docker.io: [{ url: \"http://m.io\", dial_timeout: 2s }, { url: \
+                      \"https://n.io\", dial_timeout: 3s }] }\n";
+        let node = node(client);
+        let of = |installed: &Installed| {
+            let client = node.containerd.as_ref().unwrap();
+            let hosts = hosts(&node, client, &node.upstreams[0], installed, &BTreeSet::new()).hosts;
+            hosts.iter().map(|host| host.dial_timeout.map_or(0, |time| time.as_secs())).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&on(1, 7)), [0, 0, 0]);
+        let patched = Installed { version: Some(Version::new(2, 0, 11)), ..Installed::default() };
+        assert_eq!(of(&patched), [0, 0, 3], "over http it would be taken for TLS");
+        assert_eq!(of(&on(2, 1)), [1, 2, 3]);
+    }
 
     #[test]
     fn base64_is_rfc_4648s() {
