@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::diff::{Action, Change, Diff, Stranger, enabled_units, masked_units, registry_ids, resolve};
 use crate::facts::{USER, is_containerd_config};
-use crate::host::{Done, Host, NetworkWanted, Wanted};
+use crate::host::{Done, Host, NetworkWanted, Pulls, Wanted};
 use crate::journal::{KEPT, Kind, Manifest, Owned, digest, keep_aside, make_state_folder};
 use crate::plan::{Plan, STATE};
 use crate::root::{Entry, Owner, Root, Staged, folder_of};
@@ -89,7 +89,8 @@ pub fn apply(
     };
     let ids = registry_ids(root)?;
     let runtime = if wakes.containerd { host.runtime()? } else { None };
-    let wanted = Wanted { network: address.cloned(), certs_dir: plan.certs_dir.clone(), runtime };
+    let pulls = plan.certs_dir.clone().map_or(Pulls::Anything, Pulls::Read);
+    let wanted = Wanted { network: address.cloned(), pulls, runtime };
 
     let mut run = Run {
         root,
@@ -111,8 +112,7 @@ pub fn apply(
     match result {
         Ok(warnings) => applied.warnings = warnings,
         Err(cause) => {
-            // Back to where containerd was, whatever it reads there.
-            let wanted = Wanted { network: None, certs_dir: None, runtime: wanted.runtime };
+            let wanted = Wanted { network: None, pulls: Pulls::AsBefore, runtime: wanted.runtime };
             let not_undone = run.roll_back(host, &own, &old, &wanted);
             return Err(Failed { cause, not_undone, made_user }.into());
         }

@@ -103,6 +103,9 @@ enum Command {
     Verify {
         #[command(flatten)]
         input: LiveInput,
+        /// Also pull a small image of each upstream through containerd, and say which endpoint served it
+        #[arg(long)]
+        pull: bool,
     },
     /// Print the merged profile and where each value comes from
     Config {
@@ -191,8 +194,8 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Apply { input, purge } => run::apply_command(&input, purge),
         Command::Plan { input, purge } => run::plan_command(&input, purge),
         Command::Check { input } => check_command(&input),
-        Command::Verify { input: LiveInput { profile, output } } => {
-            run::verify_command(&Input { profile, root: None, output })
+        Command::Verify { input: LiveInput { profile, output }, pull } => {
+            run::verify_command(&Input { profile, root: None, output }, pull)
         }
         Command::Config { input } => {
             let loaded = load(&input)?;

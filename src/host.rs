@@ -99,10 +99,21 @@ pub trait Host {
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
     pub network: Option<NetworkWanted>,
-    /// containerd's pulls ask what is in this folder.
-    pub certs_dir: Option<String>,
-    /// containerd is at least as well as it was before anything changed.
+    pub pulls: Pulls,
+    /// How well containerd was before anything changed: it is at least as well again.
     pub runtime: Option<Runtime>,
+}
+
+/// What containerd's pulls look at once it was restarted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Pulls {
+    /// Not ours to say.
+    #[default]
+    Anything,
+    /// What is in this folder.
+    Read(String),
+    /// What they looked at before.
+    AsBefore,
 }
 
 /// What has to be on the link after the network files changed.

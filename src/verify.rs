@@ -15,11 +15,13 @@ mod checks;
 pub mod http;
 mod machine;
 mod progress;
+mod pull;
 mod report;
 
-pub use checks::checks;
+pub use checks::{checks, pulls};
 pub use machine::{Live, Machine};
 pub use progress::{Progress, progress};
+pub use pull::{Endpoint, Pulled, Request, Wanted};
 pub use report::{Counts, Report, Row, State};
 
 /// One thing that must be true of this machine.
@@ -46,6 +48,8 @@ pub enum Probe {
     Upstream { address: SocketAddr, repository: Option<String>, required: bool },
     /// containerd's CRI plugin is up.
     Cri,
+    /// A pull of this image goes through a cache.
+    Pull { certs_dir: String, image: Option<String> },
 }
 
 impl Probe {
@@ -59,6 +63,7 @@ impl Probe {
             Self::Upstream { .. } => "upstream",
             Self::Timer { .. } => "timer",
             Self::Cri => "cri",
+            Self::Pull { .. } => "pull",
         }
     }
 
@@ -75,6 +80,8 @@ impl Probe {
                 format!("404 from HEAD {}", http::abbreviate(&http::probe_url(*address, repository)))
             }
             Self::Cri => "containerd's CRI plugin ok".to_owned(),
+            Self::Pull { image: None, .. } => "a pull through a cache".to_owned(),
+            Self::Pull { image: Some(image), .. } => format!("a pull of {image} through a cache"),
         }
     }
 }
@@ -91,6 +98,8 @@ enum Seen {
     Settled(String),
     /// Not to be asked, and why.
     Skipped(String),
+    /// Not as wanted, and let pass.
+    Warned(String),
 }
 
 impl Seen {
@@ -200,6 +209,13 @@ fn spawn_all<'s>(
         let queue = queue.clone();
         spawn(Box::new(move |witness| queue.work(&witness)));
     }
+    let pulls = pull::Pulls::new(run);
+    let workers = pulls.workers();
+    let pulls = std::sync::Arc::new(pulls);
+    for _ in 0..workers {
+        let pulls = pulls.clone();
+        spawn(Box::new(move |witness| pulls.work(machine, &witness)));
+    }
     if any(|probe| matches!(probe, Probe::Unit { .. } | Probe::Timer { .. })) {
         spawn(Box::new(|witness| machine::watch_units(machine, &witness)));
     }
@@ -264,6 +280,7 @@ fn row(check: &Check, last: Option<Sighting>, elapsed: Duration) -> Row {
         Some(Sighting { seen: Seen::Settled(got), at, .. }) => (failed, got, at),
         Some(Sighting { seen: Seen::Pending(got), .. }) => (failed, got, elapsed),
         Some(Sighting { seen: Seen::Skipped(got), at, .. }) => (State::Skipped, got, at),
+        Some(Sighting { seen: Seen::Warned(got), at, .. }) => (State::Warned, got, at),
         Some(Sighting { seen: Seen::Blocked(got), .. }) => (State::Skipped, got, elapsed),
     };
     Row::new(&check.subject, check.probe.name(), state, &check.probe.wanted(), &got, took)

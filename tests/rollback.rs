@@ -78,7 +78,7 @@ impl Host for Broken<'_> {
     fn wake(&self, _: &Root, wakes: &Wakes, wanted: &Wanted, begun: &mut Wakes) -> Result<Vec<String>> {
         begun.clone_from(wakes);
         let containerd = match &wanted.runtime {
-            Some(was) if wakes.containerd => format!("reads {:?}, was {was}", wanted.certs_dir),
+            Some(was) if wakes.containerd => format!("pulls {:?}, was {was}", wanted.pulls),
             _ => wakes.containerd.to_string(),
         };
         self.step(Fault::Wake, format!("start {:?}, containerd {containerd}", wakes.start))?;
@@ -155,7 +155,7 @@ fn what_was_started_is_stopped_again() {
     let (_, calls) = run_into(&machine(), Fault::Wake, &|| ());
     let unit = r#"{"larder-registry@new.io.service"}"#;
     let was = r#"was ok, config_path "/old""#;
-    let started = format!(r#"start {unit}, containerd reads Some("/certs.d"), {was}"#);
+    let started = format!(r#"start {unit}, containerd pulls Read("/certs.d"), {was}"#);
     assert_eq!(
         calls,
         [
@@ -164,8 +164,7 @@ fn what_was_started_is_stopped_again() {
             "stop {}".to_owned(),
             started,
             format!("stop {unit}"),
-            // The old bytes: as well as it was, whatever it reads there.
-            format!("start {{}}, containerd reads None, {was}"),
+            format!("start {{}}, containerd pulls AsBefore, {was}"),
         ]
     );
 }

@@ -178,7 +178,7 @@ pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
     host.in_place();
     let report = match input.root {
         Some(_) => None,
-        None => Some(prove(&node, &root, address.as_ref())?),
+        None => Some(prove(&node, &root, address.as_ref(), false)?),
     };
     if let Some(path) = input.profile.as_ref().filter(|_| report.is_some()) {
         applied.left.push(format!(
@@ -233,9 +233,12 @@ fn tell(output: Output, summary: Summary, applied: &Applied, report: Option<&Rep
 }
 
 /// Runs every check and leaves the report where the next reader finds it.
-fn prove(node: &Node, root: &Root, address: Option<&NetworkWanted>) -> Result<Report> {
+fn prove(node: &Node, root: &Root, address: Option<&NetworkWanted>, pull: bool) -> Result<Report> {
     let interface = address.map(|wanted| wanted.interface.as_str());
-    let checks = verify::checks(node, interface);
+    let mut checks = verify::checks(node, interface);
+    if pull {
+        checks.extend(verify::pulls(node));
+    }
     let mut progress = verify::progress(stderr().is_terminal());
     let report = verify::run(&checks, node.verify.timeout, progress.as_mut());
     report.log();
@@ -249,12 +252,15 @@ fn prove(node: &Node, root: &Root, address: Option<&NetworkWanted>) -> Result<Re
     Ok(report)
 }
 
-pub(super) fn verify_command(input: &Input) -> Result<u8> {
+pub(super) fn verify_command(input: &Input, pull: bool) -> Result<u8> {
     let (node, _) = read_node(input)?;
+    if pull && node.containerd.is_none() {
+        return Err(refused("verify --pull: the profile has no `containerd`, so nothing pulls here").into());
+    }
     let (root, host) = machine(input)?;
     let prepared = prepare(&root, host.as_ref(), &node)?;
     let address = address(&node, &prepared.facts);
-    let report = prove(&node, &root, address.as_ref())?;
+    let report = prove(&node, &root, address.as_ref(), pull)?;
     match input.output {
         Output::Text => print(&report.table(stdout().is_terminal()).to_string())?,
         Output::Json => print_json(&json!(report))?,

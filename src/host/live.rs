@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tracing::{info, warn};
 
 use super::image::sysusers_line;
-use super::{Done, Host, NetworkWanted, Runtime, Wanted, command, network, state, trial};
+use super::{Done, Host, NetworkWanted, Pulls, Runtime, Wanted, command, network, state, trial};
 use crate::containerd::probe;
 use crate::facts::NetworkState;
 use crate::node::Network;
@@ -243,43 +243,36 @@ fn restart_containerd(root: &Root, wanted: &Wanted) -> Result<Vec<String>> {
     queue("reset-failed", &unit)?;
     queue("restart", &unit)?;
     let now = settle(&before, wanted.runtime.as_ref())?;
-    let Some(was) = &wanted.runtime else {
+    if now.cri == state::CriState::Ok
+        && let Pulls::Read(certs_dir) = &wanted.pulls
+    {
+        let deadline = Instant::now() + PROBE_LIMIT;
+        let proof = probe::reads_certs_d(root, certs_dir, deadline).context("restart containerd")?;
+        info!(certs_dir, "{} reads {certs_dir}", proof.user_agent);
+        return Ok(Vec::new());
+    }
+    let was = wanted.runtime.as_ref();
+    if wanted.pulls == Pulls::AsBefore
+        && let Some(was) = was
+    {
+        let same = was.config_path.is_none() || now.config_path == was.config_path;
         ensure!(
-            now.cri == state::CriState::Ok,
-            "restart containerd: CRI did not come up with the new configuration: {now}"
+            same && now.cri.rank() >= was.cri.rank(),
+            "restart containerd: it is not as it was: wanted {was}, got {now}"
         );
-        return prove_certs_d(root, wanted);
-    };
-    if now.cri == state::CriState::Ok && wanted.certs_dir.is_some() {
-        return prove_certs_d(root, wanted);
     }
-    match wanted.certs_dir {
-        Some(_) => ensure!(
-            now.cri.rank() >= was.cri.rank(),
-            "restart containerd: CRI did not come up with the new configuration: {now}"
-        ),
-        None => ensure!(
-            now.is_as_well_as(was),
-            "restart containerd: it is not as well as it was: wanted {was}, got {now}"
-        ),
-    }
-    Ok(match now.cri {
-        state::CriState::Ok => Vec::new(),
-        _ => vec![format!(
-            "containerd's CRI was not up before its configuration changed ({}), and is not up now ({}): see \
+    ensure!(
+        now.cri.rank() >= was.map_or(state::CriState::Ok.rank(), |was| was.cri.rank()),
+        "restart containerd: CRI did not come up with the new configuration: {now}"
+    );
+    Ok(match (&now.cri, was) {
+        (state::CriState::Ok, _) | (_, None) => Vec::new(),
+        (cri, Some(was)) => vec![format!(
+            "containerd's CRI was not up before its configuration changed ({}), and is not up now ({cri}): see \
              `journalctl -u containerd`",
-            was.cri, now.cri
+            was.cri
         )],
     })
-}
-
-fn prove_certs_d(root: &Root, wanted: &Wanted) -> Result<Vec<String>> {
-    if let Some(certs_dir) = &wanted.certs_dir {
-        let proof = probe::reads_certs_d(root, certs_dir, Instant::now() + PROBE_LIMIT)
-            .context("restart containerd")?;
-        info!(certs_dir, "{} reads {certs_dir}", proof.user_agent);
-    }
-    Ok(Vec::new())
 }
 
 /// Waits for the new process until its CRI is up, or cannot be expected to come up any more.

@@ -197,15 +197,6 @@ pub struct Runtime {
     pub config_path: Option<String>,
 }
 
-impl Runtime {
-    /// Whether nothing was lost since `before`.
-    #[must_use]
-    pub fn is_as_well_as(&self, before: &Self) -> bool {
-        self.cri.rank() >= before.cri.rank()
-            && (before.config_path.is_none() || self.config_path == before.config_path)
-    }
-}
-
 impl fmt::Display for Runtime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.cri.fmt(f)?;

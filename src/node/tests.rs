@@ -65,7 +65,8 @@ fn what_is_not_written_has_its_default() {
 fn every_known_probe_is_a_repository() {
     for (host, repository) in super::upstream::PROBES {
         let upstream = upstreams(&format!("  {host}: {{ port: 5000 }}"));
-        assert_eq!(upstream.first().unwrap().probe.as_ref().map(Repository::as_str), Some(repository));
+        let probe = upstream.first().unwrap().probe.as_ref().unwrap();
+        assert_eq!(probe.image().unwrap_or_else(|| probe.as_str().to_owned()), repository);
     }
 }
 

@@ -14,21 +14,22 @@ use super::{Credentials, Listen, Port, RemoteUrl, Repository, Schedule, Upstream
 use crate::profile::decode::At;
 use crate::profile::{Place, Problem};
 
-/// A public repository of each well-known upstream, for the verification to ask for.
+/// A public repository of each well-known upstream, for the verification to ask for; with the tag of an image
+/// where that is small enough to be pulled for a proof.
 pub(super) const PROBES: [(&str, &str); 13] = [
-    ("cgr.dev", "chainguard/static"),
+    ("cgr.dev", "chainguard/static:latest"),
     ("docker.elastic.co", "elasticsearch/elasticsearch"),
-    ("docker.io", "library/busybox"),
-    ("gcr.io", "google-containers/pause"),
-    ("ghcr.io", "containerd/busybox"),
-    ("mcr.microsoft.com", "hello-world"),
+    ("docker.io", "library/busybox:latest"),
+    ("gcr.io", "google-containers/pause:3.2"),
+    ("ghcr.io", "containerd/busybox:1.36"),
+    ("mcr.microsoft.com", "hello-world:latest"),
     ("nvcr.io", "nvidia/cuda"),
-    ("public.ecr.aws", "docker/library/busybox"),
-    ("quay.io", "prometheus/busybox"),
+    ("public.ecr.aws", "docker/library/busybox:latest"),
+    ("quay.io", "prometheus/busybox:latest"),
     ("reg.kyverno.io", "kyverno/kyverno"),
     ("registry.access.redhat.com", "ubi9/ubi"),
     ("registry.gitlab.com", "gitlab-org/gitlab-runner"),
-    ("registry.k8s.io", "pause"),
+    ("registry.k8s.io", "pause:3.10"),
 ];
 
 /// The schedules of upstreams that say none.

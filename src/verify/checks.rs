@@ -1,7 +1,7 @@
 //! What there is to prove of a node.
 
 use super::{Check, Probe};
-use crate::node::{Cache, Node, Schedule, Upstream, UpstreamPolicy};
+use crate::node::{Cache, Containerd, Node, Repository, Schedule, Upstream, UpstreamPolicy};
 use crate::plan::local_address;
 
 /// The checks of `node`, whose address is on `interface` where that is known.
@@ -17,6 +17,20 @@ pub fn checks(node: &Node, interface: Option<&str>) -> Vec<Check> {
     let containerd =
         node.containerd.iter().map(|_| Check { subject: "containerd".to_owned(), probe: Probe::Cri });
     addresses.chain(registries).chain(containerd).collect()
+}
+
+/// A pull through containerd for each upstream of `node`.
+#[must_use]
+pub fn pulls(node: &Node) -> Vec<Check> {
+    let pull = |client: &Containerd, upstream: &Upstream| Check {
+        subject: upstream.host.to_string(),
+        probe: Probe::Pull {
+            certs_dir: client.certs_dir.to_string(),
+            image: upstream.probe.as_ref().and_then(Repository::image),
+        },
+    };
+    let clients = node.containerd.iter();
+    clients.flat_map(|client| node.upstreams.iter().map(|upstream| pull(client, upstream))).collect()
 }
 
 fn of_registry(upstream: &Upstream, cache: &Cache, policy: UpstreamPolicy) -> Vec<Check> {

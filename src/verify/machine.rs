@@ -1,13 +1,15 @@
 //! The checks that ask the machine itself: units and timers, addresses, containerd.
 
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ipnetwork::IpNetwork;
 
-use super::{Probe, Seen, Witness};
+use super::{Probe, Seen, Witness, pull};
 use crate::host::state::{self, CriState, UnitState};
+use crate::root::Root;
 
 /// What verification asks of a machine. Each call ends by its deadline.
 pub trait Machine: Sync {
@@ -15,6 +17,8 @@ pub trait Machine: Sync {
     fn unit_states(&self, units: &[String], deadline: Instant) -> Result<Vec<UnitState>>;
     fn cri(&self, deadline: Instant) -> Result<CriState>;
     fn addresses(&self) -> Result<Vec<(String, IpNetwork)>>;
+    /// Pulls an image through containerd and says who served it.
+    fn pull(&self, wanted: &pull::Wanted<'_>, deadline: Instant) -> Result<pull::Pulled>;
 }
 
 /// The machine this program runs on.
@@ -32,6 +36,10 @@ impl Machine for Live {
 
     fn addresses(&self) -> Result<Vec<(String, IpNetwork)>> {
         state::addresses()
+    }
+
+    fn pull(&self, wanted: &pull::Wanted<'_>, deadline: Instant) -> Result<pull::Pulled> {
+        pull::pull(&Root::open(Path::new("/"))?, wanted, deadline)
     }
 }
 

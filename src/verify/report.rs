@@ -53,7 +53,7 @@ impl State {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Row {
     pub subject: String,
-    /// `address`, `unit`, `endpoint`, `upstream`, `timer` or `cri`.
+    /// `address`, `unit`, `endpoint`, `upstream`, `timer`, `cri` or `pull`.
     pub check: &'static str,
     pub state: State,
     pub wanted: String,
@@ -87,6 +87,7 @@ impl Row {
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.state {
+            State::Ok if self.check == PULL => write!(f, "{}: {}", self.subject, self.got),
             State::Ok => write!(f, "{}: {}", self.subject, self.wanted),
             _ => write!(f, "{}: wanted {}, got {}", self.subject, self.wanted, self.got),
         }
@@ -221,7 +222,9 @@ struct Table<'a> {
     color: bool,
 }
 
-const COLUMNS: [&str; 6] = ["address", "unit", "endpoint", "upstream", "timer", "cri"];
+const COLUMNS: [&str; 7] = ["address", "unit", "endpoint", "upstream", "timer", "cri", PULL];
+/// Its rows say who served what: they are shown when all is well, too.
+const PULL: &str = "pull";
 
 /// One subject's worst state per kind of check, and its slowest answer.
 #[derive(Default)]
@@ -289,11 +292,12 @@ impl fmt::Display for Table<'_> {
             }
             writeln!(f, "  {:>8}", seconds(line.took_ms))?;
         }
-        let mut failed = self.report.rows.iter().filter(|row| row.state != State::Ok).peekable();
-        if failed.peek().is_some() {
+        let mut told =
+            self.report.rows.iter().filter(|row| row.state != State::Ok || row.check == PULL).peekable();
+        if told.peek().is_some() {
             writeln!(f)?;
         }
-        for row in failed {
+        for row in told {
             match self.color {
                 true => writeln!(f, "{}{}\x1b[0m {row}", row.state.color(), row.state.word())?,
                 false => writeln!(f, "{} {row}", row.state.word())?,

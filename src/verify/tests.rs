@@ -47,6 +47,10 @@ impl Machine for Fake {
     fn addresses(&self) -> Result<Vec<(String, IpNetwork)>> {
         self.next(&self.addresses)
     }
+
+    fn pull(&self, wanted: &Wanted<'_>, _: Instant) -> Result<Pulled> {
+        bail!("pull {} from {} with {}", wanted.image, wanted.host, wanted.certs_dir)
+    }
 }
 
 /// Answers the nth request with the nth status, and the last one from then on; 0: never.

@@ -14,14 +14,23 @@ text_type!(
     /// `http://` or `https://`, host, optional port, optional path; no user info, query or fragment.
     RemoteUrl
 );
-text_type!(
-    /// A repository path such as `library/busybox` (distribution spec, "Pulling manifests").
-    Repository
-);
+/// A repository path such as `library/busybox` (distribution spec, "Pulling manifests"), and a tag where one is
+/// written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Repository {
+    path: String,
+    tag: Option<String>,
+}
 text_type!(
     /// A DNS name of letters, digits and hyphens, in lower case.
     DomainName
 );
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
 
 /// A cache as clients reach it: an address or a DNS name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -189,14 +198,35 @@ impl RemoteUrl {
 }
 
 impl Text for Repository {
-    const DESCRIPTION: &'static str = "A repository without the registry's host; a tag at its end is cut off";
+    const DESCRIPTION: &'static str =
+        "A repository without the registry's host; with a tag it is also what `verify --pull` pulls";
     const PATTERN: &'static str =
         "^[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?$";
     const EXAMPLES: &'static [&'static str] = &["library/busybox"];
 
     fn parse(text: &str) -> Result<Self, String> {
-        let path = wanted("a repository such as `library/busybox`", repository(text))?;
-        Ok(Self(path.to_owned()))
+        let path = wanted("a repository such as `library/busybox`", repository(text))?.to_owned();
+        Ok(Self { path, tag: text.split_once(':').map(|(_, tag)| tag.to_owned()) })
+    }
+}
+
+impl Repository {
+    /// # Errors
+    /// What was wanted, in one line.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        <Self as Text>::parse(text)
+    }
+
+    /// Without the tag.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.path
+    }
+
+    /// `library/busybox:latest`, where a tag is written.
+    #[must_use]
+    pub fn image(&self) -> Option<String> {
+        self.tag.as_ref().map(|tag| format!("{}:{tag}", self.path))
     }
 }
 

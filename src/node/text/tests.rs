@@ -112,7 +112,12 @@ fn repositories() {
             ("x:-a", "for a tag"),
         ],
     );
-    assert_eq!(Repository::parse("library/busybox:1.36").unwrap().as_str(), "library/busybox");
+    let tagged = Repository::parse("library/busybox:1.36").unwrap();
+    assert_eq!(
+        (tagged.as_str(), tagged.image().as_deref()),
+        ("library/busybox", Some("library/busybox:1.36"))
+    );
+    assert_eq!(Repository::parse("pause").unwrap().image(), None);
 }
 
 #[test]

@@ -1,0 +1,145 @@
+"""A restart of containerd is a transaction, on every version, and running containers know nothing of it."""
+
+from machine import changed
+from report import exits, has, lacks
+
+SECONDS = 420  # three machines; containerd is given its time to come back
+
+SUITES = ("bookworm", "trixie", "forky")
+
+PROFILE = "version: 1\nupstreams:\n  docker.io: { port: 5000 }\ncontainerd: { caches: [10.0.20.12] }\n"
+
+# A containerd that is started with another file as soon as its own has Larder's setting: `config dump` of that
+# one sees nothing wrong.
+ELSEWHERE = """[Service]
+ExecStart=
+ExecStart=/bin/sh -c 'if grep -q certs.d /etc/containerd/config.toml; \
+then exec containerd --config /root/other.toml; else exec containerd; fi'
+"""
+
+# containerd starts, and has no CRI.
+BROKEN = """version = 2
+[plugins."io.containerd.grpc.v1.cri".registry]
+  config_path = "/etc/containerd/certs.d"
+[plugins."io.containerd.grpc.v1.cri".registry.mirrors."docker.io"]
+  endpoint = ["http://10.0.20.12:5000"]
+"""
+
+# CRI is well, and reads something else.
+UNREAD = """version = 2
+[plugins."io.containerd.grpc.v1.cri".registry]
+  config_path = "/srv/other"
+"""
+
+# A container that only sleeps; its files are the machine's own.
+CONTAINER = """
+mkdir -p /srv/rootfs && cd /srv/rootfs && mkdir -p dev proc sys tmp etc run
+for f in /usr/bin/sleep $(ldd /usr/bin/sleep | grep -o '/[^ ]*'); do mkdir -p .$(dirname $f) && cp -L $f .$f; done
+cat > /srv/runc <<'X'
+#!/bin/sh
+# The machine of the test has no kernel keyrings, and no control over devices.
+for word; do
+  shift
+  set -- "$@" "$word"
+  [ "$word" != create ] || set -- "$@" --no-new-keyring
+done
+exec runc --rootless true "$@"
+X
+chmod +x /srv/runc
+cat > /srv/spec.json <<'X'
+{"ociVersion": "1.0.2", "root": {"path": "/srv/rootfs"},
+ "process": {"user": {"uid": 0, "gid": 0}, "args": ["/usr/bin/sleep", "100000"], "cwd": "/", "env": ["PATH=/usr/bin"]},
+ "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+ "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}], "cgroupsPath": "/default/sleeper"}}
+X
+ctr run --detach --runc-binary /srv/runc --config /srv/spec.json sleeper
+"""
+
+
+def run(t):
+    for suite in SUITES:
+        on(t, suite)
+
+
+def on(t, suite):
+    lab = t.lab(suite)
+    node = lab.machine("node")
+    node.boot()
+    version = node.out("containerd --version | awk '{print $3}'")
+
+    def check(what, got, wanted=True):
+        t.check(f"{suite}, containerd {version}: {what}", got, wanted)
+
+    started = node.sh(CONTAINER)
+    check("a container runs", started, exits(0))
+    task = node.out("ctr task ls | awk '$1 == \"sleeper\" {print $2, $3}'")
+    check("its task", task, has("RUNNING"))
+    node.write("/etc/larder/profile.yaml", PROFILE)
+    before = places(node)
+
+    def rolled_back(what, *words):
+        said = node.larder("apply")
+        check(f"{what}: exit code", said, exits(1))
+        check(f"{what}: what it says", said.out, has(*words, "everything is back as it was"))
+        check(f"{what}: files after it", changed(before, places(node)), [])
+        check(f"{what}: CRI after it", node.sh("ctr plugins ls id==cri | grep -q ok"), exits(0))
+        check(f"{what}: the container's task", task_of(node), task)
+        t.note(f"{suite}: {what}: {said.seconds:.1f}s")
+
+    elsewhere(node, BROKEN)
+    rolled_back("CRI that does not come up", "CRI did not come up", "mirrors")
+    elsewhere(node, UNREAD)
+    read = ('config_path "/srv/other"',) if suite != "forky" else ()
+    rolled_back("a containerd that reads something else", "does not read /etc/containerd/certs.d", *read)
+
+    node.sh("rm -r /etc/systemd/system/containerd.service.d && systemctl daemon-reload")
+    config = node.out("cat /etc/containerd/config.toml")
+    node.write("/etc/containerd/config.toml", 'imports = ["/etc/containerd/gone.toml"]\n' + config + "\n")
+    pid = node.out("systemctl show -P MainPID containerd")
+    said = node.larder("apply")
+    check("an import that is not there: exit code", said, exits(1))
+    check("an import that is not there: what it says", said.out, has("gone.toml"))
+    check("an import that is not there: containerd", node.out("systemctl show -P MainPID containerd"), pid)
+    node.write("/etc/containerd/config.toml", config + "\n")
+
+    said = node.larder("apply")
+    check("a good configuration: exit code", said, exits(0))
+    check("a good configuration: warnings", said.out, lacks("warning:"))
+    check("a good configuration: a new containerd", node.out("systemctl show -P MainPID containerd") != pid)
+    check("a good configuration: the container's task", task_of(node), task)
+    check("nothing of the probe is left", node.out("ls /etc/containerd/certs.d"), "docker.io")
+    t.note(f"{suite}: apply with a restart: {said.seconds:.1f}s")
+    again = node.larder("apply")
+    check("a second apply: exit code", again, exits(0))
+    check("a second apply: what it says", again.out, has("nothing to change"))
+    t.note(f"{suite}: apply that changes nothing: {again.seconds:.2f}s")
+
+    # Down before us: the change is not to blame, and goes through.
+    left = node.sh("larder apply --profile -", stdin=PROFILE.partition("containerd")[0])
+    check("containerd out of the profile: exit code", left, exits(0))
+    check("containerd out of the profile: its file", node.out("cat /etc/containerd/config.toml"), config)
+    check("containerd out of the profile: certs.d", node.sh("ls /etc/containerd/certs.d"), exits(2))
+    elsewhere(node, BROKEN, "version")
+    node.sh("systemctl restart containerd")
+    said = node.larder("apply")
+    check("CRI that was down before: exit code", said, exits(4))
+    check("CRI that was down before: what it says", said.out, has("warning: containerd's CRI was not up before"))
+    check("CRI that was down before: the setting", node.out("cat /etc/containerd/config.toml"), has("certs.d"))
+    check("CRI that was down before: the container's task", task_of(node), task)
+
+
+def elsewhere(node, config, when="certs.d"):
+    unit = ELSEWHERE.replace("certs.d", when)
+    node.write("/etc/systemd/system/containerd.service.d/elsewhere.conf", unit)
+    node.write("/root/other.toml", config)
+    node.sh("systemctl daemon-reload")
+
+
+def task_of(node):
+    return node.out("ctr task ls | awk '$1 == \"sleeper\" {print $2, $3}'")
+
+
+def places(node):
+    files = node.snapshot("--content", "/etc", "/usr/lib/systemd")
+    passing = ("/etc/.pwd", "/etc/systemd/system/containerd")
+    return {path: what for path, what in files.items() if not path.startswith(passing)}
