@@ -9,7 +9,7 @@ use crate::diff::{Action, Change, Diff, Stranger, enabled_units, masked_units, r
 use crate::facts::{USER, is_containerd_config};
 use crate::host::{Done, Host, NetworkWanted, Pulls, Wanted};
 use crate::journal::{KEPT, Kind, Manifest, Owned, digest, keep_aside, make_state_folder};
-use crate::plan::{Plan, STATE};
+use crate::plan::{Plan, Resource, STATE};
 use crate::root::{Entry, Owner, Root, Staged, folder_of};
 use crate::wake::Wakes;
 
@@ -185,7 +185,7 @@ fn intent(old: &Manifest, plan: &Plan, diff: &Diff) -> Manifest {
 
 /// What was there already just as it shall be is recorded too: when it is no longer wanted, it stays.
 fn adopt(manifest: &mut Manifest, plan: &Plan) {
-    use crate::plan::{Purpose, Resource};
+    use crate::plan::Purpose;
     for (path, resource) in &plan.resources {
         if manifest.entries.contains_key(path) {
             continue;
@@ -214,9 +214,11 @@ fn commit(manifest: &mut Manifest, plan: &Plan, diff: &Diff) {
             manifest.entries.remove(&change.path);
         }
     }
-    for owned in manifest.entries.values_mut() {
-        if let Some(last) = owned.wrote.pop() {
-            owned.wrote = vec![last];
+    for (path, owned) in &mut manifest.entries {
+        // What is planned is there now. `larder watch` may have died before it wrote what it had announced.
+        match plan.resources.get(path) {
+            Some(Resource::File { bytes, .. }) => owned.wrote = vec![digest(bytes)],
+            _ => owned.wrote = owned.wrote.pop().into_iter().collect(),
         }
     }
     // Folders that hold something of somebody else's stay, and stay recorded no longer.

@@ -21,6 +21,8 @@ use crate::root::Root;
 mod explain;
 mod migrate;
 mod run;
+mod status;
+mod watch;
 
 /// Exit codes (also in `larder --help`).
 pub mod code {
@@ -40,7 +42,8 @@ pub mod code {
     after_help = "Exit codes:\n  0   converged (plan: nothing to do)\n  1   failed, and put back as it was\n  \
                   2   profile or usage refused, nothing touched\n  3   failed, and not all could be put back\n  \
                   4   applied, but the verification found something down\n      \
-                  (explain: something written does not work as written)\n  10  plan, migrate: something to do"
+                  (explain: something written does not work as written; status: something is out or down)\n  \
+                  10  plan, migrate: something to do"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -106,6 +109,19 @@ enum Command {
         /// Also pull a small image of each upstream through containerd, and say which endpoint served it
         #[arg(long)]
         pull: bool,
+    },
+    /// Show what runs here: registries, the endpoints that containerd asks, when what is due; 4 when something
+    /// is out or down
+    Status {
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Ask each cache once; take those that do not answer out of containerd's hosts.toml files, and put them back
+    /// once they do. larder-watch.timer runs it every three seconds
+    Watch {
+        /// Work on the image unpacked in DIR, not on the running machine
+        #[arg(long, value_name = "DIR")]
+        root: Option<PathBuf>,
     },
     /// Print the merged profile and where each value comes from
     Config {
@@ -197,6 +213,8 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Verify { input: LiveInput { profile, output }, pull } => {
             run::verify_command(&Input { profile, root: None, output }, pull)
         }
+        Command::Status { output } => status::status_command(output),
+        Command::Watch { root } => watch::watch_command(root.as_deref()),
         Command::Config { input } => {
             let loaded = load(&input)?;
             match input.output {

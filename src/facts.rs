@@ -1,6 +1,6 @@
 //! Read-only: what this machine is, as far as the plan depends on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -41,6 +41,8 @@ pub struct Facts {
     /// The port of Debian's own registry service, where that package is.
     pub debian_registry: Option<u16>,
     pub containerd: Containerd,
+    /// Endpoints that `larder watch` has taken out for now, by URL.
+    pub out: BTreeSet<String>,
     pub network: NetworkState,
     /// The upstream passwords that could be read.
     pub passwords: BTreeMap<UpstreamHost, Zeroizing<String>>,
@@ -164,7 +166,9 @@ pub fn is_containerd_config(path: &str) -> bool {
 pub fn read_client(root: &Root, host: &dyn Host, node: &Node, facts: &mut Facts) -> Result<()> {
     let Some(client) = &node.containerd else { return Ok(()) };
     facts.containerd = read_containerd(root, host)?;
-    client::read(root, client, facts)
+    client::read(root, client, facts)?;
+    facts.out = crate::watch::memory(root)?.out();
+    Ok(())
 }
 
 fn packaged(root: &Root) -> Vec<&'static str> {

@@ -38,6 +38,14 @@ pub struct Node {
     pub verify: Verify,
 }
 
+impl Node {
+    /// Whether this node's containerd pulls through caches.
+    #[must_use]
+    pub fn asks_caches(&self) -> bool {
+        self.containerd.as_ref().is_some_and(|client| !client.caches.is_empty() || self.cache.is_some())
+    }
+}
+
 /// One upstream registry and the port every cache of the fleet serves it on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {

@@ -145,7 +145,7 @@ pub fn plan(node: &Node, facts: &Facts) -> Result<Plan> {
     }
     timers::plan(node, facts, &mut plan)?;
     if let Some(client) = &node.containerd {
-        containerd::plan(node, client, &facts.containerd, &mut plan, &mut refused)?;
+        containerd::plan(node, client, facts, &mut plan, &mut refused)?;
     }
     if refused.is_empty() { Ok(plan) } else { Err(Refused(refused).into()) }
 }

@@ -29,6 +29,8 @@ pub const UNITS: &[ShippedUnit] = shipped![
     "larder-gc@.timer",
     "larder-restart@.service",
     "larder-restart@.timer",
+    "larder-watch.service",
+    "larder-watch.timer",
 ];
 
 /// YAML scalars as JSON strings: valid double-quoted scalars for every YAML reader, whatever is in them.
@@ -92,6 +94,13 @@ pub struct EngineCommand<'a> {
 #[template(path = "storage.conf")]
 pub struct Storage<'a> {
     pub storage: &'a str,
+}
+
+/// Where the hosts.toml files are, for the unit that changes them.
+#[derive(Template)]
+#[template(path = "certs-dir.conf")]
+pub struct CertsDir<'a> {
+    pub certs_dir: &'a str,
 }
 
 /// A static address for systemd-networkd (systemd.network(5)).

@@ -19,6 +19,7 @@ use crate::plan::timers::timer_drop_in;
 use crate::plan::{Plan, REGISTRY_FOLDER, Refused, STATE, plan};
 use crate::root::{Access, Entry, Lock, Root};
 use crate::verify::{self, Report};
+use crate::watch;
 
 /// Another run's changes are over in seconds; one that waits for containerd takes a minute.
 const LOCK_LIMIT: Duration = Duration::from_secs(300);
@@ -174,6 +175,9 @@ pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
     let started = host.start_resting(&enabled_units(&prepared.plan))?;
     if !started.is_empty() {
         tracing::info!(units = started.join(" "), "started what was at rest");
+    }
+    if !root.exists(watch::CONFIG) {
+        watch::forget(&root)?;
     }
     host.in_place();
     let report = match input.root {

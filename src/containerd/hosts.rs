@@ -1,10 +1,12 @@
 //! `hosts.toml` as Larder writes it (containerd's docs, `hosts.md`): only what every containerd from 1.6 on
 //! reads the same way.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
 use toml_edit::{Array, DocumentMut, Item, Table, Value, value};
 use zeroize::Zeroizing;
 
@@ -13,7 +15,8 @@ pub const HEADER: &str =
     "# Made by larder from the node profile. Change the profile, then run `larder apply`.\n";
 
 /// One registry host's endpoints.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Hosts {
     /// containerd asks it last, whether it is written or not; absent in `_default`. Its capabilities are not
     /// written.
@@ -23,30 +26,42 @@ pub struct Hosts {
 }
 
 /// One endpoint and what goes with it.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Endpoint {
     /// `scheme://host[:port][/path]`, the scheme in lower case.
     pub url: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub capabilities: Vec<Capability>,
     /// PEM files that are trusted, absolute.
+    #[serde(skip_serializing_if = "is_default")]
     pub ca: Vec<String>,
     /// PEM files: a certificate, and its key where that is a file of its own.
+    #[serde(skip_serializing_if = "is_default")]
     pub client: Vec<(String, Option<String>)>,
+    #[serde(skip_serializing_if = "is_default")]
     pub skip_verify: bool,
+    #[serde(skip_serializing_if = "is_default")]
     pub headers: IndexMap<String, Vec<Zeroizing<String>>>,
     /// The URL's path is the whole path, `/v2` included.
+    #[serde(skip_serializing_if = "is_default")]
     pub override_path: bool,
     /// Ignored by containerd before 2.0.7.
+    #[serde(skip_serializing_if = "is_default")]
     pub dial_timeout: Option<Duration>,
 }
 
 /// What an endpoint is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Capability {
     Pull,
     Resolve,
     Push,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Capability {
@@ -112,6 +127,27 @@ impl Hosts {
     #[must_use]
     pub fn is_secret(&self) -> bool {
         self.server.iter().chain(&self.hosts).any(Endpoint::is_secret)
+    }
+
+    /// The same without the endpoints that are `out` for the moment. Where that leaves none, it still says what
+    /// every version takes: the registry itself or, without `fallback`, the first endpoint all the same.
+    #[must_use]
+    pub fn without(&self, out: &BTreeSet<String>, fallback: bool) -> Self {
+        let mut hosts: Vec<Endpoint> =
+            self.hosts.iter().filter(|endpoint| !out.contains(&endpoint.url)).cloned().collect();
+        if hosts.len() == self.hosts.len() {
+            return self.clone();
+        }
+        if hosts.is_empty() {
+            let capabilities = vec![Capability::Pull, Capability::Resolve];
+            let itself = self.server.clone().filter(|_| fallback);
+            let itself = itself.map(|server| Endpoint { capabilities, ..server });
+            hosts.extend(itself.or_else(|| self.hosts.first().cloned()));
+        }
+        // containerd always asks a server last, and the upstream where none is written: so without fallback
+        // that is an endpoint, too.
+        let server = if fallback { self.server.clone() } else { hosts.last().cloned() };
+        Self { server, hosts }
     }
 
     /// The file: `server` with what goes with it first, then a table for each host, each followed by its own
@@ -183,6 +219,30 @@ X-Token = ['a"b']
 "#
         );
         assert!(hosts.is_secret());
+    }
+
+    #[test]
+    fn endpoints_that_are_out_leave_a_file_that_every_version_takes() {
+        let out = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect::<BTreeSet<_>>();
+        let shown = |hosts: &Hosts| {
+            let urls: Vec<_> = hosts.hosts.iter().chain(&hosts.server).map(|e| e.url.as_str()).collect();
+            urls.join(" ")
+        };
+        let server = Endpoint { url: "https://u".to_owned(), ..Endpoint::default() };
+        let hosts = vec![Endpoint::mirror("http://a"), Endpoint::mirror("http://b")];
+        let open = Hosts { server: Some(server), hosts: hosts.clone() };
+        assert_eq!(shown(&open.without(&out(&["http://a"]), true)), "http://b https://u");
+        let none = open.without(&out(&["http://a", "http://b"]), true);
+        assert_eq!(shown(&none), "https://u https://u");
+        assert!(
+            none.render("x")
+                .unwrap()
+                .contains("[host.\"https://u\"]\ncapabilities = [\"pull\", \"resolve\"]")
+        );
+        let closed = Hosts { server: hosts.last().cloned(), hosts };
+        assert_eq!(shown(&closed.without(&out(&["http://b"]), false)), "http://a http://a");
+        assert_eq!(shown(&closed.without(&out(&["http://b", "http://a"]), false)), "http://a http://a");
+        assert_eq!(closed.without(&out(&["http://c"]), false), closed);
     }
 
     #[test]

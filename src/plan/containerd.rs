@@ -4,22 +4,28 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 
-use super::{Content, Plan};
-use crate::facts::{CONTAINERD_CONFIG, Containerd as Installed};
+use super::{Content, Plan, UNIT_FOLDER};
+use crate::facts::{CONTAINERD_CONFIG, Facts};
 use crate::node::{Containerd, Node, Order, Trust};
+use crate::template::{CertsDir, render};
+use crate::watch::{self, Watched, WatchedFile};
 
 pub mod config;
 mod endpoints;
 mod settings;
 pub use endpoints::{all, hosts};
 
+/// Where the units look for the files (`units/larder-watch.service`).
+const STATIC_CERTS_DIR: &str = "/etc/containerd/certs.d";
+
 pub(super) fn plan(
     node: &Node,
     client: &Containerd,
-    installed: &Installed,
+    facts: &Facts,
     plan: &mut Plan,
     refused: &mut Vec<String>,
 ) -> Result<()> {
+    let installed = &facts.containerd;
     let certs_dir = client.certs_dir.as_str();
     plan.certs_dir = Some(certs_dir.to_owned());
     match settings::settings(node, client, installed) {
@@ -40,14 +46,21 @@ pub(super) fn plan(
     }
     plan.folder(certs_dir.trim_start_matches('/'));
     let mut ipv6 = BTreeSet::new();
+    let mut watched = Vec::new();
     for (host, hosts) in all(node, client, installed, &BTreeSet::new()) {
         let path = format!("{}/{host}/hosts.toml", certs_dir.trim_start_matches('/'));
-        let text = hosts.render(&format!("hosts.toml of {host}"))?;
-        let (mode, content) =
-            if hosts.is_secret() { (0o600, Content::Secret) } else { (0o644, Content::Ours) };
-        plan.file(path, text, mode, content);
-        ipv6.extend(hosts.hosts.into_iter().map(|host| host.url).filter(|url| url.contains('[')));
+        let upstream = node.upstreams.iter().find(|upstream| upstream.host.as_str() == host);
+        let caches = upstream.map(|upstream| endpoints::caches(node, client, upstream, installed));
+        let caches = caches.into_iter().flatten().map(|cache| cache.url).collect();
+        let file = WatchedFile { host, path, fallback: client.fallback, caches, hosts };
+        let content = if file.hosts.is_secret() { Content::Secret } else { Content::Ours };
+        plan.file(file.path.clone(), file.text(&facts.out)?, file.mode(), content);
+        ipv6.extend(file.hosts.hosts.iter().map(|host| host.url.clone()).filter(|url| url.contains('[')));
+        if !file.caches.is_empty() {
+            watched.push(file);
+        }
     }
+    watch(certs_dir, watched, plan)?;
     if !installed.version().takes_ipv6_hosts() {
         let who = match installed.version {
             Some(version) => format!("containerd {version}"),
@@ -83,6 +96,22 @@ pub(super) fn plan(
             "the order of the caches is this machine's own, by its machine-id: until then they are as listed"
                 .to_owned(),
         );
+    }
+    Ok(())
+}
+
+/// What `larder watch` has to know.
+fn watch(certs_dir: &str, files: Vec<WatchedFile>, plan: &mut Plan) -> Result<()> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let watched = Watched::new(files);
+    let (mode, content) = if watched.is_secret() { (0o600, Content::Secret) } else { (0o644, Content::Ours) };
+    plan.file(watch::CONFIG.to_owned(), watched.render()?, mode, content);
+    if certs_dir != STATIC_CERTS_DIR {
+        let text = render("the certs-dir drop-in", &CertsDir { certs_dir })?;
+        let path = format!("{UNIT_FOLDER}/larder-watch.service.d/50-certs-dir.conf");
+        plan.file(path, text, 0o644, Content::Ours);
     }
     Ok(())
 }

@@ -52,13 +52,21 @@ impl Job {
 }
 
 pub(super) fn plan(node: &Node, facts: &Facts, plan: &mut Plan) -> Result<()> {
+    let watches = node.asks_caches();
     for unit in UNITS {
-        let needed = node.cache.is_some() || unit.name == "larder.service";
+        let needed = match unit.name {
+            "larder.service" => true,
+            "larder-watch.service" | "larder-watch.timer" => watches,
+            _ => node.cache.is_some(),
+        };
         if needed && !facts.packaged.contains(&unit.name) {
             plan.file(format!("{UNIT_FOLDER}/{}", unit.name), unit.text, 0o644, Content::Ours);
         }
     }
     enable(plan, facts, "multi-user.target", "larder.service", "larder.service");
+    if watches {
+        enable(plan, facts, "timers.target", "larder-watch.timer", "larder-watch.timer");
+    }
     if node.cache.is_none() {
         return Ok(());
     }

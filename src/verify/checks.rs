@@ -16,7 +16,11 @@ pub fn checks(node: &Node, interface: Option<&str>) -> Vec<Check> {
     });
     let containerd =
         node.containerd.iter().map(|_| Check { subject: "containerd".to_owned(), probe: Probe::Cri });
-    addresses.chain(registries).chain(containerd).collect()
+    let watched = node.asks_caches().then(|| {
+        let timer = Probe::Timer { unit: "larder-watch.timer".to_owned() };
+        [timer, Probe::Caches].map(|probe| Check { subject: "containerd".to_owned(), probe })
+    });
+    addresses.chain(registries).chain(containerd).chain(watched.into_iter().flatten()).collect()
 }
 
 /// A pull through containerd for each upstream of `node`.
@@ -86,7 +90,7 @@ mod tests {
                 "quay.io: larder-gc@quay.io.timer armed",
             ]
         );
-        assert_eq!((of("ghcr.io").len(), of("containerd").len(), got.len()), (5, 1, 11));
+        assert_eq!((of("ghcr.io").len(), of("containerd").len(), got.len()), (5, 3, 13));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub trait Machine: Sync {
     fn addresses(&self) -> Result<Vec<(String, IpNetwork)>>;
     /// Pulls an image through containerd and says who served it.
     fn pull(&self, wanted: &pull::Wanted<'_>, deadline: Instant) -> Result<pull::Pulled>;
+    /// The caches that are out, or would be, by URL and with the reason.
+    fn dead_caches(&self) -> Result<Vec<(String, String)>>;
 }
 
 /// The machine this program runs on.
@@ -40,6 +42,12 @@ impl Machine for Live {
 
     fn pull(&self, wanted: &pull::Wanted<'_>, deadline: Instant) -> Result<pull::Pulled> {
         pull::pull(&Root::open(Path::new("/"))?, wanted, deadline)
+    }
+
+    fn dead_caches(&self) -> Result<Vec<(String, String)>> {
+        let memory = crate::watch::memory(&Root::open(Path::new("/"))?)?;
+        let dead = memory.endpoints.into_iter().filter_map(|(url, health)| Some((url, health.why?)));
+        Ok(dead.collect())
     }
 }
 
@@ -189,6 +197,23 @@ fn judge_address(found: &[(String, IpNetwork)], wanted: IpNetwork, interface: Op
         (Some(name), []) => format!("no address on {name}"),
         (Some(name), there) => format!("{} on {name}", there.join(", ")),
     })
+}
+
+/// Nobody waits for one: `larder watch` puts it back when it may.
+pub(super) fn look_at_caches(machine: &dyn Machine, witness: &Witness<'_>) {
+    let seen = match machine.dead_caches() {
+        Ok(dead) if dead.is_empty() => Seen::Good("all in".to_owned()),
+        Ok(dead) => {
+            let dead: Vec<String> = dead.into_iter().map(|(url, why)| format!("{url}: {why}")).collect();
+            Seen::Settled(format!("out: {}; see `larder status`", dead.join(", ")))
+        }
+        Err(error) => Seen::Settled(format!("{error:#}")),
+    };
+    for (check, asked) in witness.run.checks.iter().enumerate() {
+        if asked.probe == Probe::Caches {
+            witness.tell(check, seen.clone());
+        }
+    }
 }
 
 pub(super) fn watch_cri(machine: &dyn Machine, witness: &Witness<'_>) {

@@ -53,7 +53,7 @@ impl State {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Row {
     pub subject: String,
-    /// `address`, `unit`, `endpoint`, `upstream`, `timer`, `cri` or `pull`.
+    /// `address`, `unit`, `endpoint`, `upstream`, `timer`, `cri`, `pull` or `caches`.
     pub check: &'static str,
     pub state: State,
     pub wanted: String,

@@ -20,6 +20,7 @@ struct Fake {
     units: Vec<Vec<UnitState>>,
     cri: Vec<CriState>,
     addresses: Vec<Vec<(String, IpNetwork)>>,
+    dead: Vec<(String, String)>,
     looks: AtomicUsize,
 }
 
@@ -50,6 +51,10 @@ impl Machine for Fake {
 
     fn pull(&self, wanted: &Wanted<'_>, _: Instant) -> Result<Pulled> {
         bail!("pull {} from {} with {}", wanted.image, wanted.host, wanted.certs_dir)
+    }
+
+    fn dead_caches(&self) -> Result<Vec<(String, String)>> {
+        Ok(self.dead.clone())
     }
 }
 
@@ -425,4 +430,16 @@ fn progress_says_what_is_waited_for() {
     assert_eq!(report.down(), 1);
     assert_eq!(seen.shown.last(), Some(&(1, 2, "y.io: connection refused".to_owned())));
     assert!(seen.cleared, "wanted the line cleared");
+}
+
+#[test]
+fn a_cache_that_is_out_is_a_warning() {
+    let machine = Fake { dead: vec![("http://a:5000".to_owned(), "silent".to_owned())], ..Fake::default() };
+    let row = prove_on(&machine, &[check("containerd", Probe::Caches)], LONG).remove(0);
+    assert_eq!(row.state, State::Warned);
+    assert_eq!(
+        row.to_string(),
+        "containerd: wanted every cache in use, got out: http://a:5000: silent; see `larder status`"
+    );
+    assert_eq!(prove(Probe::Caches, LONG).state, State::Ok);
 }

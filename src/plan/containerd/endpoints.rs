@@ -106,7 +106,12 @@ fn pull_and_resolve() -> Vec<Capability> {
 }
 
 /// The caches that serve `upstream`, in the order in which containerd tries them.
-fn caches(node: &Node, client: &Containerd, upstream: &Upstream, installed: &Installed) -> Vec<Endpoint> {
+pub(super) fn caches(
+    node: &Node,
+    client: &Containerd,
+    upstream: &Upstream,
+    installed: &Installed,
+) -> Vec<Endpoint> {
     let port = upstream.port.get();
     let mut urls: Vec<String> = if client.caches.is_empty() {
         node.cache.iter().map(|cache| format!("http://{}", local_address(cache, upstream))).collect()
