@@ -6,7 +6,7 @@ use std::fmt;
 use anyhow::{Context, Result};
 
 use crate::diff::{Action, Change, Diff, Stranger, enabled_units, masked_units, registry_ids, resolve};
-use crate::facts::{USER, is_containerd_config};
+use crate::facts::{CONTAINERD_CONFIG, USER, is_containerd_config};
 use crate::host::{Done, Host, NetworkWanted, Pulls, Wanted};
 use crate::journal::{KEPT, Kind, Manifest, Owned, digest, keep_aside, make_state_folder};
 use crate::plan::{Plan, Resource, STATE};
@@ -66,7 +66,19 @@ pub fn apply(
     address: Option<&NetworkWanted>,
 ) -> Result<Applied> {
     let mut applied = Applied { left: plan.left.clone(), ..Applied::default() };
-    let own = diff.wakes(plan);
+    let mut own = diff.wakes(plan);
+    let stale = match &plan.certs_dir {
+        Some(certs_dir) if !own.containerd => {
+            let ours = plan.resources.keys().map(String::as_str).filter(|path| is_containerd_config(path));
+            let files: BTreeSet<&str> = ours.chain([CONTAINERD_CONFIG]).collect();
+            host.is_stale(root, &files, certs_dir)?
+        }
+        _ => false,
+    };
+    if stale {
+        host.try_containerd_config(root, CONTAINERD_CONFIG)?;
+        own.containerd = true;
+    }
     let mut wakes = own.clone();
     match &old.unfinished {
         // The rest is the profile's business, and waits for it.
@@ -74,7 +86,7 @@ pub fn apply(
         Some(unfinished) => wakes.take_over(unfinished, &enabled_units(plan), &masked_units(plan)),
         None => {}
     }
-    if diff.is_empty() && old.unfinished.is_none() {
+    if diff.is_empty() && old.unfinished.is_none() && !stale {
         return Ok(applied);
     }
     make_state_folder(root)?;
@@ -123,6 +135,11 @@ pub fn apply(
         commit(&mut manifest, plan, diff);
     }
     manifest.write(root)?;
+    if stale {
+        applied.warnings.push(
+            "containerd was older than its configuration and did not read it: it was restarted".to_owned(),
+        );
+    }
     purge(root, diff, &mut manifest)?;
     applied.changed = diff.changes.len();
     applied.kept = run.kept;
@@ -272,8 +289,12 @@ impl<'r> Run<'r> {
         }
         let staged = self.stage(diff)?;
         self.root.sync(&staged)?;
+        // One that imports a file which changes too can only be tried once both are in place.
+        let edits =
+            |change: &Change| matches!(change.action, Action::WriteFile { content, .. } if content.is_edit());
+        let imports = diff.changes.iter().any(|change| change.path != CONTAINERD_CONFIG && edits(change));
         for one in &staged {
-            if is_containerd_config(one.path()) {
+            if is_containerd_config(one.path()) && !imports {
                 host.try_containerd_config(self.root, &one.trial_path())?;
             }
         }
@@ -282,7 +303,8 @@ impl<'r> Run<'r> {
         self.stopped.clone_from(&wakes.stop);
         self.stopped = host.stop(wakes)?;
         self.rename(diff, staged)?;
-        self.sync_folders(diff)
+        self.sync_folders(diff)?;
+        if imports { host.try_containerd_config(self.root, CONTAINERD_CONFIG) } else { Ok(()) }
     }
 
     fn stage(&self, diff: &Diff) -> Result<Vec<Staged<'r>>> {

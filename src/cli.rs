@@ -117,8 +117,11 @@ enum Command {
         output: Output,
     },
     /// Ask each cache once; take those that do not answer out of containerd's hosts.toml files, and put them back
-    /// once they do. larder-watch.timer runs it every three seconds
+    /// once they do. larder-watch.timer sees to it that this happens every three seconds
     Watch {
+        /// Go on for so many rounds, three seconds apart
+        #[arg(long, value_name = "N", default_value = "1")]
+        rounds: u32,
         /// Work on the image unpacked in DIR, not on the running machine
         #[arg(long, value_name = "DIR")]
         root: Option<PathBuf>,
@@ -214,7 +217,7 @@ fn dispatch(command: Command) -> Result<u8> {
             run::verify_command(&Input { profile, root: None, output }, pull)
         }
         Command::Status { output } => status::status_command(output),
-        Command::Watch { root } => watch::watch_command(root.as_deref()),
+        Command::Watch { rounds, root } => watch::watch_command(rounds, root.as_deref()),
         Command::Config { input } => {
             let loaded = load(&input)?;
             match input.output {

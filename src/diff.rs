@@ -248,7 +248,7 @@ impl Diff<'_> {
             match &change.action {
                 Action::Link { target } => wakes.add(&change.path, Woken::Linked { target }),
                 // containerd's own, or one that it imports.
-                Action::WriteFile { content: Content::Edited, .. } => wakes.containerd = true,
+                Action::WriteFile { content, .. } if content.is_edit() => wakes.containerd = true,
                 Action::WriteFile { .. } | Action::SetAccess { .. } => wakes.add(&change.path, Woken::File),
                 Action::Remove { kept: Some(_), .. } if matches!(change.before, Entry::File { .. }) => {
                     wakes.add(&change.path, Woken::File);
@@ -360,7 +360,7 @@ impl Change<'_> {
             _ => "".into(),
         };
         let mut after = String::from_utf8_lossy(bytes);
-        if *content == Content::Edited {
+        if content.is_edit() {
             before = without_secrets(&before).into();
             after = without_secrets(&after).into();
         }
@@ -372,20 +372,7 @@ impl Change<'_> {
         {
             text.push_str(&hunk.to_string());
         }
-        if content.is_edit() {
-            text = text.split_inclusive('\n').map(without_secret).collect();
-        }
         Some(text)
-    }
-}
-
-/// What somebody else's TOML file has to hide: credentials, ours or theirs.
-fn without_secret(line: &str) -> String {
-    let lower = line.to_ascii_lowercase();
-    let names_one = ["password", "auth", "token", "secret"].iter().any(|word| lower.contains(word));
-    match line.split_once('=') {
-        Some((key, _)) if names_one => format!("{key}= (hidden)\n"),
-        _ => line.to_owned(),
     }
 }
 
@@ -433,7 +420,8 @@ impl fmt::Display for Diff<'_> {
     }
 }
 
-/// containerd's configuration as it may be shown: no password, token or header in it.
+/// containerd's configuration as it may be shown: no password, token or header in it, also where one stands in
+/// lines of its own.
 fn without_secrets(text: &str) -> String {
     const SECRET: [&str; 6] = ["auth", "auths", "headers", "password", "identitytoken", "registrytoken"];
     fn values(item: &Item, secret: bool, found: &mut Vec<Range<usize>>) {

@@ -71,6 +71,13 @@ pub trait Host {
     /// When a unit does not stop in time.
     fn stop(&self, wakes: &Wakes) -> Result<BTreeSet<String>>;
 
+    /// Whether the containerd that runs was started before `files`, its configuration, became what they are, and
+    /// does without what `certs_dir` says.
+    ///
+    /// # Errors
+    /// When the machine cannot be asked.
+    fn is_stale(&self, root: &Root, files: &BTreeSet<&str>, certs_dir: &str) -> Result<bool>;
+
     /// How well containerd is before its configuration changes; `None`: it is at rest, and reads the new one
     /// when it starts.
     ///

@@ -290,7 +290,12 @@ impl Root {
     pub fn make_directory(&self, path: &str, access: Access) -> Result<()> {
         let context = || format!("make {}", self.show(path));
         let (parent, name) = self.parent_for_writing(path)?;
-        mkdirat(&parent, name, Mode::S_IRWXU).with_context(context)?;
+        // One that a kill leaves here is root's already, as it shall be; another owner's is closed until it is his.
+        let first = match access.owner {
+            Owner::Root => Mode::from_bits_truncate(access.mode),
+            Owner::Id { .. } => Mode::S_IRWXU,
+        };
+        mkdirat(&parent, name, first).with_context(context)?;
         let fd =
             openat(&parent, name, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
                 .with_context(context)?;

@@ -1,7 +1,8 @@
 //! `larder watch`: takes caches that do not answer out of containerd's `hosts.toml` files, and puts them back.
 //!
-//! One round is one process, run by `larder-watch.timer`. It asks each cache the cheap question, works out who
-//! is out ([`step`]), and makes the files say so; while all is well it writes nothing. What it needs of the
+//! `larder-watch.timer` sees to it that there is a round every three seconds. A round begins with what is on disk:
+//! it asks each cache the cheap question, works out who is out ([`step`]), and makes the files say so; while all
+//! is well it writes nothing. What it needs of the
 //! profile, `apply` leaves in [`CONFIG`]. It may be killed between any two steps: what is out is written down
 //! before the first file is touched, each round compares every file with what it has to be, and the manifest
 //! knows new bytes as ours before they are there.

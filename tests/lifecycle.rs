@@ -423,15 +423,20 @@ fn a_setting_that_leaves_the_profile_leaves_containerds_file() {
         "containerd: {}",
         "containerd:\n  max_concurrent_downloads: 6\n  auth: { r.example.com: { username: ci, password: hunter2 } }",
     );
-    let said = machine.apply(&with);
-    assert!(!said.contains("hunter2"), "{said}");
+    machine.write("var/lib/dpkg/info/containerd.conffiles", "/etc/containerd/config.toml\n");
+    let output = machine.larder(&["apply"], &with);
+    let said = text(&output);
+    assert!(output.status.success() && !said.contains("hunter2"), "{said}");
+    assert!(
+        said.contains("warning: /etc/containerd/config.toml is a configuration file of containerd's package")
+    );
     let config = machine.read("etc/containerd/config.toml");
     assert!(config.contains("max_concurrent_downloads = 6") && config.contains("password = \"hunter2\""));
     let mode = |path: &str| fs::metadata(machine.path(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode("etc/containerd/config.toml"), 0o600);
     let output = machine.larder(&["plan"], SEED);
     let said = text(&output);
-    assert!(said.contains("password = (hidden)") && !said.contains("hunter2"), "{said}");
+    assert!(said.contains("password = (not shown)") && !said.contains("hunter2"), "{said}");
     machine.apply(SEED);
     let config = machine.read("etc/containerd/config.toml");
     assert!(!config.contains("max_concurrent") && !config.contains("hunter2"), "{config}");
@@ -464,6 +469,12 @@ fn a_drop_in_comes_and_goes_and_the_packages_file_stays() {
     fs::remove_file(machine.path("etc/containerd/conf.d/50-other.toml")).unwrap();
     machine.apply(SEED);
     assert!(machine.has("etc/containerd/conf.d/zz-larder.toml"));
+    // An older containerd would take it in place of all of CRI's settings.
+    machine.program("usr/bin/containerd", "github.com/containerd/containerd/cmd/containerd v1.7.24");
+    machine.apply(SEED);
+    assert!(!machine.has("etc/containerd/conf.d/zz-larder.toml"));
+    assert!(machine.read("etc/containerd/config.toml").contains("config_path"));
+    machine.program("usr/bin/containerd", "github.com/containerd/containerd/v2/cmd/containerd v2.1.9");
     machine.apply(&SEED.replace("containerd: {}\n", ""));
     assert!(!machine.has("etc/containerd/conf.d/zz-larder.toml"));
     assert_eq!(machine.read("etc/containerd/config.toml"), main);

@@ -19,11 +19,13 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use indexmap::IndexMap;
-use larder::containerd::Version;
+use larder::containerd::config::Effective;
 use larder::containerd::legacy::{Asked, Tls};
+use larder::containerd::{Version, resolve};
 use larder::facts::{CONTAINERD_CONFIG, Containerd};
 use larder::plan::Resource;
 use larder::plan::migration::{Migration, Present, migration};
+use larder::root::Root;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde::Deserialize;
@@ -221,7 +223,10 @@ fn write(
         ("debug".to_owned(), vec!["level = \"info\" # unrelated 1".to_owned()]),
         (format!("plugins.{section}.cni"), vec!["bin_dir = \"/usr/lib/cni\"  # unrelated 2".to_owned()]),
         ("plugins.\"io.containerd.internal.v1.opt\"".to_owned(), vec!["path='/unrelated 3'".to_owned()]),
-        ("plugins.x".to_owned(), vec!["y = \"\"\"".to_owned(), "# unrelated 4\"\"\"".to_owned()]),
+        (
+            "plugins.\"io.containerd.internal.v1.x\"".to_owned(),
+            vec!["y = \"\"\"".to_owned(), "# unrelated 4\"\"\"".to_owned()],
+        ),
     ];
     let registry = format!("plugins.{section}.registry");
     if style.registry {
@@ -292,7 +297,7 @@ fn write(
 struct Everything;
 
 impl Present for Everything {
-    fn has(&self, _path: &str) -> bool {
+    fn has_pem(&self, _path: &str, _what: &str) -> bool {
         true
     }
     fn hosts(&self, _certs_dir: &str) -> BTreeMap<String, bool> {
@@ -350,6 +355,54 @@ proptest! {
     }
 }
 
+/// As `larder explain` resolves it; a loopback registry that no file names is tried by https first from 1.7 on,
+/// and asked by http in the end.
+fn explained(root: &Root, version: Version, host: &str) -> Vec<Endpoint> {
+    let effective = Effective::read(root, version).unwrap();
+    assert!(effective.is_up(), "{:?} {:?}", effective.fatal, effective.cri_down);
+    let found = resolve::endpoints(&effective, root, host).unwrap();
+    assert!(found.fails.is_none(), "{host}: {:?}", found.fails);
+    let one = |mut asked: resolve::Asked| {
+        // On the wire the path is joined with the repository's, and cleaned with it.
+        asked.url = asked.url.replace("//x/../y", "/y").trim_end_matches('/').to_owned();
+        if asked.then_http {
+            return (asked.url.replace("https://", "http://"), Keys2::default());
+        }
+        let https = asked.url.starts_with("https://");
+        let (cert, key) = asked.client.first().cloned().unwrap_or_default();
+        let trust = (asked.ca.concat(), cert, key.unwrap_or_default(), asked.skip_verify);
+        (asked.url, if https && version.major < 2 { trust } else { Keys2::default() })
+    };
+    distinct(found.endpoints.into_iter().map(one).collect())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn explain_says_the_same_before_and_after(config in config()) {
+        let machine = Machine::bare();
+        machine.write(CONTAINERD_CONFIG, &config.text);
+        for (name, what) in [("ca", "CERTIFICATE"), ("cert", "CERTIFICATE"), ("key", "PRIVATE KEY")] {
+            machine.write(&format!("pki/{name}.pem"), pem(what));
+        }
+        let root = Root::open(machine.root()).unwrap();
+        let Some(made) = migrated(config.version, &config.text) else { return Ok(()) };
+        let hosts = KEYS.into_iter().chain(TLS).chain(["ghcr.io", "10.0.0.1:5000", "localhost:7777"]);
+        let hosts: BTreeSet<_> = hosts.filter(|key| !matches!(*key, "*" | "odd/key")).collect();
+        let before: Vec<_> = hosts.iter().map(|host| explained(&root, config.version, host)).collect();
+        for (path, text) in files(&made) {
+            machine.write(&path, text);
+        }
+        for (host, before) in hosts.iter().zip(before) {
+            prop_assert_eq!(before, explained(&root, config.version, host), "{} {}\n{}", host, config.version, config.text);
+        }
+    }
+}
+
+fn pem(what: &str) -> String {
+    format!("-----BEGIN {what}-----\n-----END {what}-----\n")
+}
+
 // ---- on a machine
 
 const LEGACY: &str = r#"version = 2
@@ -371,7 +424,7 @@ const LEGACY: &str = r#"version = 2
 fn machine() -> Machine {
     let machine = Machine::debian();
     machine.write(CONTAINERD_CONFIG, LEGACY);
-    machine.write("etc/ssl/mirror.pem", "");
+    machine.write("etc/ssl/mirror.pem", pem("CERTIFICATE"));
     machine
 }
 
@@ -453,7 +506,7 @@ fn a_file_of_an_earlier_apply_becomes_the_operators() {
     let path = "etc/containerd/certs.d/docker.io/hosts.toml";
     // Somebody went back to the older way.
     machine.write(CONTAINERD_CONFIG, LEGACY);
-    machine.write("etc/ssl/mirror.pem", "");
+    machine.write("etc/ssl/mirror.pem", pem("CERTIFICATE"));
     migrate(&machine, &["--write"], 0);
     let theirs = machine.read(path);
     assert!(theirs.contains("larder migrate"), "{theirs}");
@@ -527,7 +580,11 @@ fn a_run_that_is_killed_is_finished_by_the_next() {
             died += 1;
         }
         migrate(&machine, &["--write"], 0);
-        assert_eq!(whole.tree(), machine.tree(), "killed after {} us", 400 * attempt);
+        let (wanted, got) = (whole.tree(), machine.tree());
+        let differs = |path: &&String| wanted.get(*path) != got.get(*path);
+        let differing: BTreeSet<_> = wanted.keys().chain(got.keys()).filter(differs).collect();
+        let lines: Vec<_> = differing.iter().map(|path| (path, wanted.get(*path), got.get(*path))).collect();
+        assert_eq!(lines, [], "killed after {} us", 400 * attempt);
         assert_eq!(migrate(&machine, &["--write"], 0), "nothing to migrate\n");
         assert!(!machine.read("var/lib/larder/state/manifest.json").contains("unfinished"));
         let temporary: Vec<_> =

@@ -37,6 +37,8 @@ struct Broken<'m> {
     failed: RefCell<bool>,
     /// containerd does not come back with its old configuration either.
     worse: bool,
+    /// containerd runs without what its configuration says.
+    stale: bool,
 }
 
 impl Broken<'_> {
@@ -70,6 +72,11 @@ impl Host for Broken<'_> {
     fn stop(&self, wakes: &Wakes) -> Result<BTreeSet<String>> {
         self.step(Fault::Stop, format!("stop {:?}", wakes.stop))?;
         Ok(wakes.stop.clone())
+    }
+    fn is_stale(&self, _: &Root, files: &BTreeSet<&str>, certs_dir: &str) -> Result<bool> {
+        assert!(files.contains("etc/containerd/config.toml"));
+        assert_eq!(certs_dir, "/certs.d");
+        Ok(self.stale)
     }
     fn runtime(&self) -> Result<Option<Runtime>> {
         self.step(Fault::Ask, "ask containerd".to_owned())?;
@@ -119,8 +126,14 @@ fn plan() -> Plan {
 /// Runs into `fault` and returns the error and what was asked of the host.
 fn run_into(machine: &Machine, fault: Fault, meanwhile: &dyn Fn()) -> (Failed, Vec<String>) {
     let root = Root::open(machine.root()).unwrap();
-    let host =
-        Broken { fault, meanwhile, calls: RefCell::default(), failed: RefCell::default(), worse: false };
+    let host = Broken {
+        fault,
+        meanwhile,
+        calls: RefCell::default(),
+        failed: RefCell::default(),
+        worse: false,
+        stale: false,
+    };
     let plan = plan();
     let manifest = Manifest::read(&root).unwrap();
     let diff = diff(&plan, &root, &manifest, false).unwrap();
@@ -187,6 +200,7 @@ fn a_containerd_that_cannot_be_asked_is_not_touched() {
         calls: RefCell::default(),
         failed: RefCell::default(),
         worse: false,
+        stale: false,
     };
     let plan = plan();
     let manifest = Manifest::read(&root).unwrap();
@@ -208,6 +222,7 @@ fn a_containerd_that_is_not_asked_to_change_is_not_asked_at_all() {
         calls: RefCell::default(),
         failed: RefCell::default(),
         worse: false,
+        stale: false,
     };
     let mut plan = plan();
     plan.resources.remove("etc/containerd/config.toml");
@@ -216,6 +231,37 @@ fn a_containerd_that_is_not_asked_to_change_is_not_asked_at_all() {
     let applied = apply(&plan, &diff, &root, &host, manifest, None).unwrap();
     assert_eq!(applied.warnings, ["a warning"]);
     assert!(!host.calls.borrow().iter().any(|call| call == "ask containerd"));
+}
+
+#[test]
+fn a_containerd_that_runs_without_its_configuration_is_restarted() {
+    let machine = machine();
+    let root = Root::open(machine.root()).unwrap();
+    let mut host = Broken {
+        fault: Fault::Ask,
+        meanwhile: &|| (),
+        calls: RefCell::default(),
+        failed: RefCell::new(true),
+        worse: false,
+        stale: false,
+    };
+    let plan = plan();
+    let go = |host: &Broken| {
+        let manifest = Manifest::read(&root).unwrap();
+        let diff = diff(&plan, &root, &manifest, false).unwrap();
+        apply(&plan, &diff, &root, host, manifest, None).unwrap()
+    };
+    go(&host);
+    host.calls.borrow_mut().clear();
+    go(&host);
+    assert_eq!(host.calls.borrow().as_slice(), [""; 0], "nothing changed");
+    host.stale = true;
+    let applied = go(&host);
+    assert_eq!(applied.changed, 0);
+    assert!(applied.warnings.iter().any(|warning| warning.contains("it was restarted")));
+    let calls = host.calls.borrow().join("\n");
+    assert!(calls.contains("start {}, containerd pulls Read(\"/certs.d\"), was ok"), "{calls}");
+    assert!(calls.starts_with("try\n"), "{calls}");
 }
 
 #[test]
@@ -228,6 +274,7 @@ fn an_old_state_that_cannot_be_proven_is_said() {
         calls: RefCell::default(),
         failed: RefCell::default(),
         worse: true,
+        stale: false,
     };
     let plan = plan();
     let manifest = Manifest::read(&root).unwrap();
@@ -270,6 +317,7 @@ fn a_failed_run_deletes_no_data() {
         calls: RefCell::default(),
         failed: RefCell::new(true),
         worse: false,
+        stale: false,
     };
     let data = Resource::Directory { mode: 0o750, owner: User::Root, purpose: Purpose::Data };
     let with = Plan { resources: [("srv/old.io".to_owned(), data)].into(), ..plan() };

@@ -112,55 +112,55 @@ impl Explanation {
         let mut text = String::new();
         let version = effective.version;
         match self.installed {
-            Some(_) => write!(text, "containerd {version}")?,
-            None => write!(text, "no containerd here: this is what the oldest one, {version}, would do")?,
+            Some(_) => writeln!(text, "containerd   {version}")?,
+            None => writeln!(
+                text,
+                "containerd   none found: this is for {version}, the oldest that Larder knows"
+            )?,
         }
         match (&effective.main, effective.header) {
-            (None, _) => writeln!(text, ", without a /{}", crate::containerd::config::MAIN)?,
-            (Some(main), None) => writeln!(text, ", /{} without a version", main.path)?,
-            (Some(main), Some(number)) => writeln!(text, ", /{} of version {number}", main.path)?,
+            (None, _) => {
+                writeln!(text, "config       no /{}: built-in settings", crate::containerd::config::MAIN)?
+            }
+            (Some(main), None) => writeln!(text, "config       /{}, without a version", main.path)?,
+            (Some(main), Some(number)) => writeln!(text, "config       /{}, version {number}", main.path)?,
         }
         for import in effective.files.iter().skip(1) {
-            writeln!(text, "  and /{}", import.path)?;
-        }
-        for note in &effective.fatal {
-            writeln!(text, "DOES NOT START: {note}")?;
-        }
-        for note in &effective.cri_down {
-            writeln!(text, "CRI IS DOWN: {note}")?;
-        }
-        if let Some(note) = &found.fails {
-            writeln!(text, "EVERY PULL FAILS: {note}")?;
+            writeln!(text, "import       /{}", import.path)?;
         }
         let by = found.decided_by.as_ref().map_or("built in".to_owned(), Origin::to_string);
-        match (effective.config_path.value.as_str(), effective.mirrors.is_empty()) {
-            ("", true) => writeln!(text, "config_path is not set: no hosts.toml is read")?,
-            ("", false) if found.decided_by.is_some() => writeln!(text, "registry.mirrors decides: {by}")?,
-            ("", false) => {
-                writeln!(text, "registry.mirrors says nothing of {}, and no hosts.toml is read", self.host)?
-            }
-            (path, _) => writeln!(text, "config_path is {path}: {by}")?,
+        match (effective.config_path.value.as_str(), &found.decided_by) {
+            ("", Some(_)) => writeln!(text, "mirrors      registry.mirrors ({by}); config_path is not set")?,
+            ("", None) => writeln!(text, "config_path  not set: no hosts.toml is read")?,
+            (path, _) => writeln!(text, "config_path  {path} ({by})")?,
         }
         match (&found.file, &found.directory) {
-            (Some(file), _) => writeln!(text, "{} is decided by /{file}", self.host)?,
-            (None, Some(directory)) => {
-                writeln!(text, "{} is decided by the directory /{directory}", self.host)?
-            }
+            (Some(file), _) => writeln!(text, "file         /{file}")?,
+            (None, Some(directory)) => writeln!(text, "directory    /{directory}, no hosts.toml in effect")?,
             (None, None) if effective.config_path.value.is_empty() => {}
-            (None, None) => writeln!(text, "no directory there for {}, and no _default", self.host)?,
+            (None, None) => writeln!(text, "directory    none for {}, and no _default", self.host)?,
+        }
+        for note in &effective.fatal {
+            writeln!(text, "DOES NOT START  {note}")?;
+        }
+        for note in &effective.cri_down {
+            writeln!(text, "CRI IS DOWN  {note}")?;
+        }
+        if let Some(note) = &found.fails {
+            writeln!(text, "PULLS FAIL   {note}")?;
         }
         if !found.endpoints.is_empty() {
-            let would = if effective.is_up() { "asks" } else { "would ask" };
-            writeln!(text, "For an image of {} containerd {would}, in this order:", self.host)?;
+            let would = if effective.is_up() { "is asked for" } else { "would be asked for" };
+            writeln!(text, "an image of {} {would}, in this order:", self.host)?;
         }
         for (index, asked) in found.endpoints.iter().enumerate() {
             writeln!(text, "  {}. {}", index + 1, line(asked))?;
         }
         for note in &found.traps {
-            writeln!(text, "trap: {note}")?;
+            writeln!(text, "trap         {note}")?;
         }
         for note in self.ignored() {
-            writeln!(text, "ignored: {note}")?;
+            writeln!(text, "ignored      {note}")?;
         }
         Ok(text)
     }

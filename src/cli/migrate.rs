@@ -32,8 +32,11 @@ pub(super) struct MigrateInput {
 }
 
 impl Present for Root {
-    fn has(&self, path: &str) -> bool {
-        self.exists(path.trim_start_matches('/'))
+    fn has_pem(&self, path: &str, what: &str) -> bool {
+        let bytes = self.read(path.trim_start_matches('/')).ok().flatten().unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        text.lines()
+            .any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{what}-----")))
     }
 
     fn hosts(&self, certs_dir: &str) -> BTreeMap<String, bool> {
@@ -51,7 +54,7 @@ impl Present for Root {
     }
 }
 
-/// The migration of this machine; an empty one that is handed over where there is nothing to do.
+/// The migration of this machine, if there is anything to migrate.
 fn prepare(root: &Root) -> Result<Option<Migration>> {
     let version = facts::containerd_version(root)?.unwrap_or(Version::OLDEST);
     let effective = Effective::read(root, version)?;
@@ -67,6 +70,14 @@ fn prepare(root: &Root) -> Result<Option<Migration>> {
         agree(&found.legacy, &effective)?;
     }
     Ok(found)
+}
+
+/// No change, but what an interrupted run has left: containerd is to read what is configured by now.
+fn nothing(root: &Root) -> Result<Migration> {
+    let version = facts::containerd_version(root)?.unwrap_or(Version::OLDEST);
+    let certs_dir = Effective::read(root, version)?.config_path.value;
+    let certs_dir = Some(certs_dir).filter(|dir| dir.starts_with('/') && !dir.contains(':'));
+    Ok(Migration { plan: Plan { handed_over: true, certs_dir, ..Plan::default() }, ..Migration::default() })
 }
 
 /// What containerd itself makes of these files must be what was migrated.
@@ -113,9 +124,10 @@ pub(super) fn migrate_command(given: &MigrateInput) -> Result<u8> {
     let _lock = lock(&root)?;
     let manifest = Manifest::read(&root)?;
     let unfinished = manifest.unfinished.as_ref().is_some_and(|left| left.containerd);
-    let nothing =
-        || Migration { plan: Plan { handed_over: true, ..Plan::default() }, ..Migration::default() };
-    let found = prepare(&root)?.unwrap_or_else(nothing);
+    let found = match prepare(&root)? {
+        Some(found) => found,
+        None => nothing(&root)?,
+    };
     let diff = additions(&found.plan, &root, &manifest)?;
     if diff.is_empty() && !unfinished {
         tell(given.output, &found, &diff, None, false)?;

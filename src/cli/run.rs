@@ -23,6 +23,8 @@ use crate::watch;
 
 /// Another run's changes are over in seconds; one that waits for containerd takes a minute.
 const LOCK_LIMIT: Duration = Duration::from_secs(300);
+/// Registries of this node have so long to start before `larder watch` may call them dead.
+const START_GRACE: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(100);
 const STATUS_FOLDER: &str = "run/larder";
 const STATUS: &str = "run/larder/status.json";
@@ -161,7 +163,7 @@ pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
         ask_machine(host, &node, &prepared, &diff(&prepared.plan, &root, &prepared.manifest, purge)?)?;
         make_state_folder(&root)?;
     }
-    let _lock = lock(&root)?;
+    let lock = lock(&root)?;
     let prepared = prepare(&root, host, &node)?;
     let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
     ask_machine(host, &node, &prepared, &diff)?;
@@ -182,7 +184,14 @@ pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
     host.in_place();
     let report = match input.root {
         Some(_) => None,
-        None => Some(prove(&node, &root, address.as_ref(), false)?),
+        None => {
+            // All is written. `larder watch` has to look again even if the proof takes its time.
+            std::thread::spawn(move || {
+                std::thread::sleep(START_GRACE);
+                drop(lock);
+            });
+            Some(prove(&node, &root, address.as_ref(), false)?)
+        }
     };
     if let Some(path) = input.profile.as_ref().filter(|_| report.is_some()) {
         applied.left.push(format!(

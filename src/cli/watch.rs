@@ -1,6 +1,7 @@
-//! `larder watch`: one round.
+//! `larder watch`: one round, or some.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -10,24 +11,39 @@ use crate::root::Root;
 use crate::watch::step::Change;
 use crate::watch::{self, Event, Round};
 
-pub(super) fn watch_command(root: Option<&Path>) -> Result<u8> {
+/// From the end of a round to the next one.
+const PAUSE: Duration = Duration::from_secs(3);
+
+pub(super) fn watch_command(rounds: u32, root: Option<&Path>) -> Result<u8> {
     if !nix::unistd::geteuid().is_root() {
         return Err(refused("watch writes root's files: run it as root").into());
     }
-    let events = match watch::round(&Root::open(root.unwrap_or(Path::new("/")))?)? {
-        Round::Idle | Round::Skipped => Vec::new(),
-        Round::Done(events) => events,
-    };
-    if events.is_empty() {
-        // The usual case: not even the journal is opened.
-        return Ok(code::CONVERGED);
-    }
-    if root.is_none() {
-        log::init();
-        events.iter().for_each(tell);
-    }
-    if !log::stderr_is_journal() {
-        print(&events.iter().map(|event| format!("{event}\n")).collect::<String>())?;
+    let live = root.is_none();
+    let root = Root::open(root.unwrap_or(Path::new("/")))?;
+    // The journal is opened when there is something to tell.
+    let mut told = false;
+    for round in 0..rounds {
+        if round > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        let events = match watch::round(&root)? {
+            Round::Idle => break,
+            Round::Skipped => continue,
+            Round::Done(events) => events,
+        };
+        if events.is_empty() {
+            continue;
+        }
+        if live {
+            if !told {
+                log::init();
+            }
+            told = true;
+            events.iter().for_each(tell);
+        }
+        if !log::stderr_is_journal() {
+            print(&events.iter().map(|event| format!("{event}\n")).collect::<String>())?;
+        }
     }
     Ok(code::CONVERGED)
 }

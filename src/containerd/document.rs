@@ -259,8 +259,10 @@ impl Reader<'_> {
         let read = match value {
             toml_edit::Value::String(text) => {
                 let raw = value.span().and_then(|span| self.text.get(span)).unwrap_or_default();
-                if has_new_escape(raw) {
+                if self.version.major < 2 && has_escape(raw, &['e', 'x']) {
                     self.refuse(line, "invalid escape in a text");
+                } else if has_escape(raw, &['x']) {
+                    self.refuse_newer(line, "an escape by \\x");
                 }
                 Value::Text(text.value().clone())
             }
@@ -299,18 +301,32 @@ impl Reader<'_> {
         }
     }
 
-    /// Before TOML 1.1 an inline table ends on its line, without a trailing comma.
+    /// TOML 1.1: go-toml has it from 2.4 on, and a distribution may build an older containerd with that.
+    fn refuse_newer(&mut self, line: usize, what: &str) {
+        if self.version < Version::new(2, 4, 0) {
+            self.refuse(
+                line,
+                &format!("{what}, which is TOML 1.1 and read by some builds of this containerd only"),
+            );
+        }
+    }
+
+    /// Before TOML 1.1 an inline table ends on its line, without a trailing comma. go-toml 1 did not mind lines.
     fn inline_table(&mut self, table: &toml_edit::InlineTable, span: Range<usize>, line: usize) {
         let mut values = Vec::new();
         collect_spans(table, &mut values);
         let mut from = span.start;
         for value in values.iter().chain(std::iter::once(&(span.end..span.end))) {
             let between = self.text.get(from..value.start).unwrap_or_default();
-            if between.contains('\n') {
-                self.refuse(line, "an inline table over more than one line");
+            if between.contains('\n') && self.version.major >= 2 {
+                self.refuse_newer(line, "an inline table over more than one line");
             }
             if value.start == span.end && !values.is_empty() && between.contains(',') {
-                self.refuse(line, "a trailing comma in an inline table");
+                if self.version.major < 2 {
+                    self.refuse(line, "a trailing comma in an inline table");
+                } else {
+                    self.refuse_newer(line, "a trailing comma in an inline table");
+                }
             }
             from = value.end;
         }
@@ -330,14 +346,14 @@ fn usize_of(position: isize) -> usize {
     usize::try_from(position).unwrap_or_default()
 }
 
-/// `\e` and `\x` are TOML 1.1.
-fn has_new_escape(raw: &str) -> bool {
+/// Whether a basic string has one of these escapes.
+fn has_escape(raw: &str, wanted: &[char]) -> bool {
     if !raw.starts_with('"') {
         return false;
     }
     let mut escaped = false;
     for character in raw.chars() {
-        if escaped && matches!(character, 'e' | 'x') {
+        if escaped && wanted.contains(&character) {
             return true;
         }
         escaped = character == '\\' && !escaped;

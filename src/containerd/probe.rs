@@ -64,18 +64,26 @@ impl std::error::Error for NoProof {}
 /// A registry host of ours in a certs.d, for as long as this is there.
 pub(crate) struct Shadow<'r> {
     root: &'r Root,
+    certs_dir: String,
+    /// That folder is there for this alone.
+    made: bool,
     folder: String,
     name: String,
 }
 
 impl<'r> Shadow<'r> {
-    /// Makes `<certs_dir>/<prefix><pid>.invalid`, after sweeping what killed runs have left there.
+    /// Makes `<certs_dir>/<name>` with this file in it.
     pub(crate) fn new(root: &'r Root, certs_dir: &str, name: &str, hosts_toml: &str) -> Result<Self> {
-        let folder = format!("{}/{name}", below(certs_dir));
+        let certs_dir = below(certs_dir).to_owned();
+        let folder = format!("{certs_dir}/{name}");
+        let made = !root.exists(&certs_dir);
+        if made {
+            root.make_directories(&certs_dir, Access::root(0o755))?;
+        }
         root.remove_tree(&folder)?;
-        root.make_directory(&folder, Access::root(0o755))?;
         // From here on it is taken away again, whatever happens.
-        let shadow = Self { root, folder, name: name.to_owned() };
+        let shadow = Self { root, certs_dir, made, folder, name: name.to_owned() };
+        root.make_directory(&shadow.folder, Access::root(0o755))?;
         // Headers of an endpoint may be secrets.
         root.write(&format!("{}/hosts.toml", shadow.folder), hosts_toml.as_bytes(), Access::root(0o600))?;
         Ok(shadow)
@@ -89,7 +97,11 @@ impl<'r> Shadow<'r> {
 impl Drop for Shadow<'_> {
     fn drop(&mut self) {
         // The next run sweeps what could not be removed.
-        if let Err(error) = self.root.remove_tree(&self.folder) {
+        let mut gone = self.root.remove_tree(&self.folder);
+        if self.made {
+            gone = gone.and_then(|()| self.root.remove_empty_directory(&self.certs_dir));
+        }
+        if let Err(error) = gone {
             tracing::warn!("{error:#}");
         }
     }
@@ -184,13 +196,12 @@ mod tests {
     fn a_containerd_that_is_down_is_not_to_blame_for_its_configuration() {
         let dir = tempfile::tempdir().unwrap();
         let root = Root::open(dir.path()).unwrap();
-        std::fs::create_dir_all(dir.path().join("certs.d")).unwrap();
         let socket = dir.path().join("none");
         let deadline = Instant::now() + std::time::Duration::from_secs(60);
         let error =
             reads_certs_d_at(socket.to_str().unwrap(), &root, "/certs.d", deadline).unwrap_err().to_string();
         assert!(error.starts_with("ask containerd for a pull: containerd not running"), "{error}");
-        assert_eq!(root.list("certs.d").unwrap(), [""; 0], "the folder is gone again");
+        assert!(!root.exists("certs.d"), "the folders are gone again");
     }
 
     #[test]

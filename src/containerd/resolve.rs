@@ -1,6 +1,8 @@
 //! Which endpoints one version of containerd asks for an image of one registry host, in order, and what stands
 //! in the way.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use serde::Serialize;
 
@@ -11,6 +13,9 @@ use url::Url;
 
 pub mod read;
 pub mod url;
+
+/// Where people put them.
+const CERTS_D: &str = "etc/containerd/certs.d";
 
 /// What an endpoint may be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -59,6 +64,14 @@ pub struct Entry {
     pub override_path: bool,
     pub dial_timeout: Option<String>,
     pub origin: Option<Origin>,
+    /// Where each of its keys stands.
+    pub places: BTreeMap<&'static str, Origin>,
+}
+
+impl Entry {
+    fn place(&self, key: &str) -> Option<&Origin> {
+        self.places.get(key).or(self.origin.as_ref())
+    }
 }
 
 /// What an endpoint is to the registry host.
@@ -142,6 +155,7 @@ pub fn endpoints(effective: &Effective, root: &Root, host: &str) -> Result<Resol
             }
             (Pull::Local(_), Err(note)) => resolver.found.fails = Some(note),
         }
+        resolver.unread(&[]);
     } else {
         resolver.look_up()?;
     }
@@ -186,11 +200,21 @@ impl Resolver<'_> {
         let directories: Vec<String> =
             self.effective.directories().iter().map(|dir| glob::clean(dir)).collect();
         if directories.len() == 1 && config_path.contains(':') {
-            let by = if self.effective.config_path.origin.is_some() { "is" } else { "is, built in," };
-            self.trap(
-                &self.config_path_origin(),
-                format!("config_path {by} {config_path:?}, which containerd takes for one directory: no hosts.toml is read"),
-            );
+            let set = self.effective.config_path.origin.is_some();
+            let meant = |dir: &str| {
+                names(self.host).iter().any(|name| self.root.exists(&format!("{}/{name}", glob::clean(dir))))
+            };
+            // What is built in does no harm where nobody has written anything.
+            if set || config_path.split(':').any(meant) {
+                let by = if set { "is" } else { "is, built in," };
+                self.trap(
+                    &self.config_path_origin(),
+                    format!(
+                        "config_path {by} {config_path:?}, which containerd takes for one directory: no hosts.toml \
+                         is read"
+                    ),
+                );
+            }
         }
         for directory in &directories {
             for name in names(self.host) {
@@ -199,7 +223,9 @@ impl Resolver<'_> {
                     Stat::Absent => {}
                     Stat::Directory => {
                         self.found.directory = Some(path.clone());
-                        self.other_names(directory);
+                        if path.ends_with("/_default") {
+                            self.other_names(directory);
+                        }
                         return self.load(directory, &path);
                     }
                     Stat::Other => {
@@ -212,18 +238,46 @@ impl Resolver<'_> {
         for directory in &directories {
             self.other_names(directory);
         }
+        self.unread(&directories);
         self.finish(vec![Entry::default()])
     }
 
-    /// Docker Hub goes by several names, and only one is looked for.
+    /// What people take for the host's directory, and containerd does not.
     fn other_names(&mut self, directory: &str) {
-        if self.host != "docker.io" {
+        if self.host == "docker.io" {
+            for other in ["registry-1.docker.io", "index.docker.io", "hub.docker.com"] {
+                let path = format!("{directory}/{other}");
+                if self.root.exists(&path) {
+                    self.trap(&Origin::file(&path), "images of Docker Hub look only in docker.io");
+                }
+            }
+        }
+        if let Some((name, _)) = url::split_port(self.host) {
+            let path = format!("{directory}/{name}");
+            if self.root.exists(&path) {
+                self.trap(
+                    &Origin::file(&path),
+                    format!("not looked at for {}, whose name has a port", self.host),
+                );
+            }
+        }
+    }
+
+    /// The usual place, where it is not the one.
+    fn unread(&mut self, looked: &[String]) {
+        if looked.iter().any(|directory| directory == CERTS_D) {
             return;
         }
-        for other in ["registry-1.docker.io", "index.docker.io", "hub.docker.com"] {
-            let path = format!("{directory}/{other}");
+        let config_path = &self.effective.config_path.value;
+        for name in names(self.host) {
+            let path = format!("{CERTS_D}/{name}");
             if self.root.exists(&path) {
-                self.trap(&Origin::file(&path), "images of Docker Hub look only in docker.io");
+                let why = match config_path.as_str() {
+                    "" => "config_path is not set".to_owned(),
+                    other => format!("config_path is {other}"),
+                };
+                self.trap(&Origin::file(&path), format!("not looked at: {why}"));
+                return;
             }
         }
     }
@@ -271,15 +325,19 @@ impl Resolver<'_> {
                 self.resolve_paths(path, &mut entries);
                 self.finish(entries)
             }
-            Err(read::Refused { note, crash: true }) => {
+            Err(read::Refused { note, crash: true, .. }) => {
                 self.fail(
                     &note.origin,
                     format!("{}: containerd {} crashes at every pull", note.text, self.effective.version),
                 );
                 Ok(())
             }
-            Err(read::Refused { note, .. }) => {
-                let text = format!("containerd takes nothing of this file: {}", note.text);
+            Err(read::Refused { note, syntax, .. }) => {
+                let mut text = format!("containerd takes nothing of this file: {}", note.text);
+                // Its go-toml panics over some of what it cannot read (Debian 12's 1.6.20: `server = ` and a table).
+                if syntax && self.effective.version < Version::new(1, 7, 0) {
+                    text.push_str("; some builds of containerd 1.6 even crash at a pull");
+                }
                 self.trap(&note.origin, text);
                 let entry = self.certificates(path)?;
                 self.finish(vec![entry])
@@ -340,9 +398,8 @@ impl Resolver<'_> {
             let mut role = if index == last { Role::Server } else { Role::Mirror };
             if index == last && entry.url.host.is_empty() {
                 role = Role::Upstream;
-                if let Some(origin) = entry.origin.as_ref().filter(|_| {
-                    entry.capabilities != Capability::all(version) && !entry.capabilities.is_empty()
-                }) {
+                let all = entry.capabilities == Capability::all(version);
+                if let Some(origin) = entry.places.get("capabilities").filter(|_| !all) {
                     let text = "capabilities above the tables belong to `server`, which is missing: they are ignored";
                     self.found.traps.push(Note::new(origin, text));
                 }
@@ -371,23 +428,20 @@ impl Resolver<'_> {
             && (tls || dials)
             && version >= Version::new(1, 7, 0)
             && entry.url.port() != "80";
-        if let Some(origin) =
-            entry.origin.as_ref().filter(|_| entry.url.scheme == "http" && role != Role::Upstream)
-        {
+        if entry.url.scheme == "http" && role != Role::Upstream && (then_http || tls) {
             let what = match (&entry.ca, entry.skip_verify) {
                 (_, Some(_)) => "skip_verify",
                 (Some(_), _) => "ca",
                 _ if !entry.client.is_empty() => "client",
                 _ => "dial_timeout",
             };
-            if then_http {
-                let text =
-                    format!("{what} on an http:// endpoint makes containerd {version} try https first");
-                self.found.traps.push(Note::new(origin, text));
-            } else if tls {
-                self.found
-                    .traps
-                    .push(Note::new(origin, format!("{what} on an http:// endpoint has no meaning")));
+            let does = if then_http {
+                format!("makes containerd {version} try https first")
+            } else {
+                "has no meaning".to_owned()
+            };
+            if let Some(origin) = entry.place(what).cloned() {
+                self.trap(&origin, format!("{what} on an http:// endpoint {does}"));
             }
         }
         let scheme = if then_http { "https" } else { entry.url.scheme.as_str() };
@@ -411,30 +465,26 @@ impl Resolver<'_> {
 
     /// containerd reads them before it asks anybody.
     fn check_files(&mut self, entry: &Entry) -> Result<()> {
-        let origin = entry.origin.clone().unwrap_or_else(|| Origin::file(super::config::MAIN));
         for path in entry.ca.iter().flatten() {
-            match self.read(path)? {
-                None => self.fail(&origin, format!("ca: {path} cannot be read: every pull fails")),
-                Some(text) if !has_pem(&text, "CERTIFICATE") => {
-                    self.fail(&origin, format!("ca: no certificate in {path}: every pull fails"));
-                }
-                Some(_) => {}
-            }
+            self.check_pem(entry, "ca", path, "CERTIFICATE")?;
         }
         for (certificate, key) in &entry.client {
-            for (path, label) in
-                [(certificate, "CERTIFICATE"), (key.as_ref().unwrap_or(certificate), "PRIVATE KEY")]
-            {
-                match self.read(path)? {
-                    None => self.fail(&origin, format!("client: {path} cannot be read: every pull fails")),
-                    Some(text) if !has_pem(&text, label) => {
-                        let what = label.to_lowercase();
-                        self.fail(&origin, format!("client: no {what} in {path}: every pull fails"));
-                    }
-                    Some(_) => {}
-                }
-            }
+            self.check_pem(entry, "client", certificate, "CERTIFICATE")?;
+            self.check_pem(entry, "client", key.as_ref().unwrap_or(certificate), "PRIVATE KEY")?;
         }
+        Ok(())
+    }
+
+    fn check_pem(&mut self, entry: &Entry, key: &str, path: &str, label: &str) -> Result<()> {
+        let reason = match self.read(path)? {
+            None => format!("{key}: {path} cannot be read: every pull fails"),
+            Some(text) if !has_pem(&text, label) => {
+                format!("{key}: no {} in {path}: every pull fails", label.to_lowercase())
+            }
+            Some(_) => return Ok(()),
+        };
+        let origin = entry.place(key).cloned().unwrap_or_else(|| Origin::file(glob::clean(path).as_str()));
+        self.fail(&origin, reason);
         Ok(())
     }
 

@@ -290,6 +290,26 @@ fn http_with_tls_settings_is_asked_by_https_first() {
 }
 
 #[test]
+fn notes_stand_on_the_line_of_their_key() {
+    let text = "capabilities = [\"push\"]\n[host.\"http://m:5000\"]\n\nskip_verify = true\n[host.\"https://n\"]\nca = 1\n";
+    let lines = |text: &str| {
+        let found = resolve(V1_7, "r.example", &[("r.example/hosts.toml", text)]);
+        found.traps.iter().chain(&found.fails).filter_map(|note| note.origin.line).collect::<Vec<_>>()
+    };
+    assert_eq!(lines(&text.replace("ca = 1", "")), [4, 1]);
+    assert_eq!(lines(text), [6]);
+    assert_eq!(lines(&text.replace("ca = 1", "ca = \"/none\"")), [4, 1, 6]);
+}
+
+#[test]
+fn broken_toml_may_crash_1_6() {
+    for version in ALL {
+        let found = resolve(version, "r.example", &[("r.example/hosts.toml", "server = \n[host.\"a\"]\n")]);
+        assert_eq!(trapped(&found, "even crash"), version == V1_6, "{version}: {:?}", found.traps);
+    }
+}
+
+#[test]
 fn dial_timeout_by_version() {
     let file = |value: &str| format!("[host.\"https://m\"]\ndial_timeout = {value}\n");
     for (value, old, new) in
@@ -476,11 +496,39 @@ fn the_namespace_that_is_sent() {
     let text =
         "server = \"https://registry-1.docker.io\"\n[host.\"http://m\"]\n[host.\"https://docker.io\"]\n";
     for version in ALL {
-        let found =
-            resolve(version, "docker.io", &[("docker.io/hosts.toml", text), ("registry-1.docker.io/", "")]);
+        let found = resolve(version, "docker.io", &[("docker.io/hosts.toml", text)]);
         let sent: Vec<_> = found.endpoints.iter().map(|asked| asked.namespace.as_deref()).collect();
         assert_eq!(sent, [Some("docker.io"), None, None], "{version}");
-        assert!(trapped(&found, "look only in docker.io"));
+    }
+}
+
+#[test]
+fn directories_that_nobody_looks_at() {
+    let unset = "version = 2\n";
+    let other = CONFIG.replace("/etc/containerd/certs.d", "/etc/other");
+    let legacy =
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"*\"]\nendpoint = []\n";
+    for (what, config, host, directory, trap) in [
+        ("Docker Hub by another name", CONFIG, "docker.io", "registry-1.docker.io", "look only in docker.io"),
+        ("a host without its port", CONFIG, "r.example:5000", "r.example", "whose name has a port"),
+        (
+            "no config_path",
+            unset,
+            "r.example",
+            "r.example",
+            "certs.d/r.example: not looked at: config_path is",
+        ),
+        ("another config_path", &*other, "r.example", "_default", "not looked at: config_path is /etc/other"),
+        ("legacy mirrors", legacy, "r.example", "r.example", "not looked at: config_path is not set"),
+    ] {
+        for version in ALL {
+            let file = format!("{directory}/hosts.toml");
+            let found = resolve_with(version, config, host, &[(&file, MIRROR)]);
+            assert!(trapped(&found, trap), "{what} on {version}: wanted {trap:?}, got {:?}", found.traps);
+        }
+    }
+    for version in ALL {
+        assert_eq!(resolve_with(version, unset, "r.example", &[("other/", "")]).traps, [], "{version}");
     }
 }
 

@@ -88,6 +88,10 @@ impl Host for Image {
         Ok(BTreeSet::new())
     }
 
+    fn is_stale(&self, _: &Root, _: &BTreeSet<&str>, _: &str) -> Result<bool> {
+        Ok(false)
+    }
+
     fn runtime(&self) -> Result<Option<Runtime>> {
         Ok(None)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::linux::fs::MetadataExt;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::thread::sleep;
@@ -12,10 +13,11 @@ use tracing::{info, warn};
 
 use super::image::sysusers_line;
 use super::{Done, Host, NetworkWanted, Pulls, Runtime, Wanted, command, network, state, trial};
-use crate::containerd::probe;
+use crate::containerd::cri::{Code, SOCKET};
+use crate::containerd::probe::{self, NoProof};
 use crate::facts::NetworkState;
 use crate::node::Network;
-use crate::root::Root;
+use crate::root::{Root, Staged};
 use crate::wake::Wakes;
 
 /// For one command that does not wait for anything.
@@ -99,11 +101,14 @@ impl Host for Live {
         if command::find("containerd").is_none() {
             return Ok(());
         }
-        let shown = root.show(path);
         let context = "try the new containerd configuration";
+        // A drop-in is tried as the main file will import it.
+        let whole = trial::with_import(root, path)?;
+        let path = whole.as_ref().map_or_else(|| path.to_owned(), Staged::trial_path);
+        let shown = root.show(&path);
         let dump =
             command::run("containerd", &["--config", &shown, "config", "dump"], soon()).context(context)?;
-        let objections = trial::objections(root, path, &dump.stdout)?;
+        let objections = trial::objections(root, &path, &dump.stdout)?;
         ensure!(objections.is_empty(), "{context}: {}", objections.join("; "));
         Ok(())
     }
@@ -123,6 +128,27 @@ impl Host for Live {
         let stopped = poll(STOP_LIMIT, || Ok(states(&running)?.iter().all(state::UnitState::is_at_rest)))?;
         ensure!(stopped, "stop {}: still running", running.into_iter().collect::<Vec<_>>().join(" "));
         Ok(running)
+    }
+
+    fn is_stale(&self, root: &Root, files: &BTreeSet<&str>, certs_dir: &str) -> Result<bool> {
+        // containerd makes its socket anew at each start. Two looks at the disk, nearly always all there is to it.
+        let changed =
+            |path: &str| fs::metadata(path).ok().map(|meta| (meta.st_ctime(), meta.st_ctime_nsec()));
+        let written = files.iter().filter_map(|path| changed(&root.show(path))).max();
+        let (Some(started), Some(written)) = (changed(SOCKET), written) else { return Ok(false) };
+        if written < started {
+            return Ok(false);
+        }
+        let error = match probe::reads_certs_d(root, certs_dir, Instant::now() + PROBE_LIMIT) {
+            Ok(_) => return Ok(false),
+            Err(error) => error,
+        };
+        Ok(match error.downcast_ref::<NoProof>() {
+            Some(NoProof::NotRead { .. }) => true,
+            // One that does not run reads it when it starts.
+            Some(NoProof::Down(error)) => error.code == Code::Unimplemented,
+            None => return Err(error),
+        })
     }
 
     fn runtime(&self) -> Result<Option<Runtime>> {

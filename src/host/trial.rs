@@ -2,11 +2,28 @@
 
 use anyhow::Result;
 use toml::{Table, Value};
+use toml_edit::{Array, DocumentMut, value};
 
-use crate::root::Root;
+use crate::facts::CONTAINERD_CONFIG;
+use crate::root::{Access, Root, Staged, folder_of};
 
 /// CRI's images by plugin id: containerd 2's own first, then 1.x's.
 const SECTIONS: [&str; 2] = ["io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"];
+
+/// The main file beside itself with one import more, where `path` is a drop-in that is tried; it goes with the
+/// value.
+pub(super) fn with_import<'r>(root: &'r Root, path: &str) -> Result<Option<Staged<'r>>> {
+    if folder_of(path) == folder_of(CONTAINERD_CONFIG) {
+        return Ok(None);
+    }
+    let text = String::from_utf8_lossy(&root.read(CONTAINERD_CONFIG)?.unwrap_or_default()).into_owned();
+    let Ok(mut document) = text.parse::<DocumentMut>() else { return Ok(None) };
+    let imports = document.entry("imports").or_insert_with(|| value(Array::new()));
+    let Some(imports) = imports.as_array_mut() else { return Ok(None) };
+    imports.push(root.show(path));
+    let text = document.to_string();
+    root.stage(CONTAINERD_CONFIG, text.as_bytes(), Access::root(0o600)).map(Some)
+}
 
 /// What stands against the file at `path`, given what containerd made of it.
 pub(super) fn objections(root: &Root, path: &str, dump: &str) -> Result<Vec<String>> {
@@ -83,6 +100,23 @@ mod tests {
         assert_eq!((tls(new).len(), tls(old).len()), (0, 1));
         assert_eq!(of(old, ""), [""; 0]);
         assert_eq!(conflicts("not TOML ="), [""; 0]);
+    }
+
+    #[test]
+    fn a_drop_in_is_tried_with_the_main_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        std::fs::create_dir_all(dir.path().join("etc/containerd/conf.d")).unwrap();
+        std::fs::write(dir.path().join("etc/containerd/config.toml"), "version = 2\nimports = [\"a\"]\n")
+            .unwrap();
+        assert!(with_import(&root, "etc/containerd/config.toml").unwrap().is_none());
+        let path = "etc/containerd/conf.d/.new";
+        let whole = with_import(&root, path).unwrap().unwrap();
+        let text = root.read(&whole.trial_path()).unwrap().unwrap();
+        let wanted = format!("version = 2\nimports = [\"a\", \"{}\"]\n", root.show(path));
+        assert_eq!(String::from_utf8(text).unwrap(), wanted);
+        drop(whole);
+        assert_eq!(root.list("etc/containerd").unwrap(), ["conf.d", "config.toml"]);
     }
 
     #[test]

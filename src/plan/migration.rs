@@ -16,14 +16,16 @@ use crate::facts::{CONTAINERD_CONFIG, Containerd};
 
 /// Where the tree goes when nothing says another place: containerd's own choice since 2.2.
 const CERTS_DIR: &str = "/etc/containerd/certs.d";
+/// The other one of containerd's own choice.
+const DOCKERS: &str = "/etc/docker/certs.d";
 const FILE_HEADER: &str = "# Made by `larder migrate` from the mirrors that config.toml named. It is yours: change it as you like.\n";
 /// Stands for every host that nothing names.
 const ANY_OTHER: &str = "HOST";
 
 /// What a machine has besides its config.toml.
 pub trait Present {
-    /// Whether a file is there, by its absolute path on that machine.
-    fn has(&self, path: &str) -> bool;
+    /// Whether there is such a block in the PEM file, by its absolute path on that machine.
+    fn has_pem(&self, path: &str, what: &str) -> bool;
     /// The folders below `certs_dir`, each with whether anything is in it.
     fn hosts(&self, certs_dir: &str) -> BTreeMap<String, bool>;
 }
@@ -120,8 +122,11 @@ pub fn migration(
     }
     let mut migration = Migration::default();
     migration.plan.handed_over = true;
+    migration.plan.certs_dir = Some(certs_dir.clone());
     write_configs(installed, &sources, &certs_dir, version, &mut migration)?;
-    write_tree(&tree, &certs_dir, &sources, present, &mut migration).map_err(|reason| vec![reason])?;
+    let in_effect = reads_hosts(&sources, &legacy, version);
+    let tree =
+        write_tree(tree, &certs_dir, in_effect, present, &mut migration).map_err(|reason| vec![reason])?;
     for source in &sources {
         let name = |place: &edit::Place| format!("{}: {}", source.at(place.line), place.name);
         migration.stays.extend(source.found.stays.iter().map(name));
@@ -131,7 +136,7 @@ pub fn migration(
             .extend(ignored.map(|place| format!("{}: containerd reads nothing of it", name(place))));
     }
     migration.notes.extend(tree.notes.iter().cloned());
-    migration.hosts = compare(&legacy, &tree, version).map_err(|reason| vec![reason])?;
+    migration.hosts = compare(&legacy, &tree, in_effect, version).map_err(|reason| vec![reason])?;
     migration.legacy = legacy;
     Ok(Some(migration))
 }
@@ -283,12 +288,13 @@ fn certs_dir(sources: &[Source], legacy: &Legacy, version: Version) -> Result<St
 fn missing_files(sources: &[Source], legacy: &Legacy, present: &dyn Present) -> Vec<String> {
     let mut reasons = Vec::new();
     for (host, tls) in &legacy.tls {
-        for file in tls.files().filter(|file| !present.has(file)) {
-            reasons.push(located(
-                sources,
-                &Key::Tls(host.clone()),
-                &format!("{file} is not there, and no image can be pulled from {host} without it: put it there, or take the setting out"),
-            ));
+        // As hosts.toml wants them: the older way takes an authority's file without any, and trusts nobody more.
+        for (file, what) in tls.files().filter(|(file, what)| !present.has_pem(file, what)) {
+            let reason = format!(
+                "{file}: there is no such file, or no {what} in it, and with hosts.toml no image could be \
+                 pulled from {host} then: correct the file, or take the setting out"
+            );
+            reasons.push(located(sources, &Key::Tls(host.clone()), &reason));
         }
     }
     reasons
@@ -336,30 +342,32 @@ fn write_configs(
 }
 
 fn write_tree(
-    tree: &Tree,
+    mut tree: Tree,
     certs_dir: &str,
-    sources: &[Source],
+    in_effect: bool,
     present: &dyn Present,
     migration: &mut Migration,
-) -> Result<(), String> {
+) -> Result<Tree, String> {
     let folder = certs_dir.trim_start_matches('/');
     migration.plan.folder(folder);
     migration.plan.certs_dir = Some(certs_dir.to_owned());
     let there = present.hosts(certs_dir);
     let mut ours = BTreeSet::new();
     // Where the tree was read before, what is in it is in effect, and the older TLS settings are not.
-    let in_effect =
-        sources.iter().any(|s| s.config_path().and_then(Item::as_str).is_some_and(|p| !p.is_empty()));
+    tree.hosts.retain(|host, _| {
+        let decides = in_effect && there.contains_key(&folder_name(host, &there));
+        if decides {
+            migration.notes.push(format!(
+                "{certs_dir}/{} decides about {host} already: registry.configs.*.tls does not, and goes",
+                folder_name(host, &there)
+            ));
+        }
+        !decides
+    });
     for (host, hosts) in &tree.hosts {
         let name = folder_name(host, &there);
         let path = format!("{folder}/{name}/hosts.toml");
         ours.insert(name.clone());
-        if in_effect && there.contains_key(&name) {
-            migration.notes.push(format!(
-                "/{path} decides about {host} already: registry.configs.*.tls never did, and goes"
-            ));
-            continue;
-        }
         let text = hosts.render(&format!("/{path}")).map_err(|error| format!("{error:#}"))?;
         let text = format!("{FILE_HEADER}{}", text.strip_prefix(HEADER).unwrap_or(&text));
         migration.plan.folder(&format!("{folder}/{name}"));
@@ -376,7 +384,19 @@ fn write_tree(
              shall not"
         )
     }));
-    Ok(())
+    if in_effect && certs_dir == CERTS_DIR && !present.hosts(DOCKERS).is_empty() {
+        migration.notes.push(format!(
+            "{DOCKERS} is no longer read: config_path names one folder, as the transfer service wants it"
+        ));
+    }
+    Ok(tree)
+}
+
+/// Whether hosts.toml files decide already: the older TLS settings, that containerd 2 ignores, were all there is.
+fn reads_hosts(sources: &[Source], legacy: &Legacy, version: Version) -> bool {
+    let mut set = sources.iter().filter_map(|source| source.config_path()?.as_str());
+    let built_in = version >= Version::new(2, 2, 0) && legacy.mirrors.is_empty();
+    set.clone().any(|path| !path.is_empty()) || (built_in && set.next().is_none())
 }
 
 /// containerd looks for `host_5000_` before `host:5000`.
@@ -390,11 +410,18 @@ fn host_of(name: &str) -> String {
     port.map_or_else(|| name.to_owned(), |(host, port)| format!("{host}:{port}"))
 }
 
-fn compare(legacy: &Legacy, tree: &Tree, version: Version) -> Result<Vec<Comparison>, String> {
+fn compare(
+    legacy: &Legacy,
+    tree: &Tree,
+    in_effect: bool,
+    version: Version,
+) -> Result<Vec<Comparison>, String> {
     let mut hosts: Vec<String> = legacy.named_hosts().into_iter().collect();
     if legacy.mirrors.contains_key("*") {
         hosts.push(ANY_OTHER.to_owned());
     }
+    // Of a host that a file of the operator's decides about, nothing changes.
+    hosts.retain(|host| !in_effect || tree.hosts.contains_key(host));
     let show = |asked: &[legacy::Asked]| asked.iter().map(ToString::to_string).collect::<Vec<_>>();
     hosts
         .into_iter()
@@ -423,117 +450,4 @@ fn compare(legacy: &Legacy, tree: &Tree, version: Version) -> Result<Vec<Compari
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Default)]
-    struct Bare(BTreeMap<String, bool>);
-
-    impl Present for Bare {
-        fn has(&self, path: &str) -> bool {
-            !path.contains("missing")
-        }
-        fn hosts(&self, _certs_dir: &str) -> BTreeMap<String, bool> {
-            self.0.clone()
-        }
-    }
-
-    const V1: Version = Version::new(1, 7, 24);
-    const V2: Version = Version::new(2, 1, 9);
-
-    fn installed(version: Version, main: &str, imports: &[(&str, &str)]) -> Containerd {
-        Containerd {
-            major: Some(version.major),
-            config: Some(main.to_owned()),
-            imports: imports.iter().map(|(p, t)| ((*p).to_owned(), (*t).to_owned())).collect(),
-            ..Containerd::default()
-        }
-    }
-
-    fn made(version: Version, main: &str, imports: &[(&str, &str)]) -> Migration {
-        let made = migration(&installed(version, main, imports), version, &Bare::default()).unwrap().unwrap();
-        let after = |path: &str, text: &str| file(&made, path).unwrap_or_else(|| text.to_owned());
-        let imports: Vec<_> = imports.iter().map(|(p, t)| ((*p).to_owned(), after(p, t))).collect();
-        let again = Containerd {
-            major: Some(version.major),
-            config: Some(after(CONTAINERD_CONFIG, main)),
-            imports,
-            ..Containerd::default()
-        };
-        assert!(migration(&again, version, &Bare::default()).unwrap().is_none(), "a second one does nothing");
-        made
-    }
-
-    fn refused(version: Version, main: &str, imports: &[(&str, &str)]) -> Vec<String> {
-        migration(&installed(version, main, imports), version, &Bare::default()).unwrap_err()
-    }
-
-    fn file(made: &Migration, path: &str) -> Option<String> {
-        match made.plan.resources.get(path)? {
-            super::super::Resource::File { bytes, .. } => Some(String::from_utf8(bytes.clone()).unwrap()),
-            _ => None,
-        }
-    }
-
-    const MIRROR: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"docker.io\"]\nendpoint = [\"http://m:5000\"]\n";
-
-    #[test]
-    fn nothing_to_migrate() {
-        for text in ["version = 2\n", "", "[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors]\n"] {
-            assert!(migration(&installed(V1, text, &[]), V1, &Bare::default()).unwrap().is_none(), "{text}");
-        }
-    }
-
-    #[test]
-    fn one_mirror() {
-        let made = made(V1, MIRROR, &[]);
-        assert_eq!(
-            file(&made, CONTAINERD_CONFIG).unwrap(),
-            "version = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"
-        );
-        let hosts = file(&made, "etc/containerd/certs.d/docker.io/hosts.toml").unwrap();
-        assert!(hosts.starts_with("# Made by `larder migrate`"), "{hosts}");
-        assert!(made.hosts.iter().all(|host| host.same));
-        assert_eq!(made.hosts[0].after, ["http://m:5000/v2", "https://registry-1.docker.io/v2"]);
-    }
-
-    #[test]
-    fn imports_are_edited_where_the_settings_are() {
-        let path = "etc/containerd/conf.d/m.toml";
-        let main = "version = 2\nimports = [\"conf.d/*.toml\"]\n";
-        let on_2 = made(V2, main, &[(path, MIRROR)]);
-        assert_eq!(file(&on_2, path).unwrap(), "version = 2\n");
-        assert!(file(&on_2, CONTAINERD_CONFIG).unwrap().contains("config_path"));
-        let on_1 = made(V1, main, &[(path, MIRROR)]);
-        assert!(file(&on_1, path).unwrap().contains("config_path"), "1.x takes the whole section from there");
-        let both =
-            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"a.io\"]\nendpoint = []\n";
-        assert!(refused(V1, both, &[(path, MIRROR)])[0].starts_with("/etc/containerd/config.toml:2: "));
-        assert_eq!(made(V2, both, &[(path, MIRROR)]).hosts.len(), 2);
-        assert!(refused(V2, MIRROR, &[(path, MIRROR)])[0].contains("keep one of them"));
-    }
-
-    #[test]
-    fn what_cannot_be_kept_the_same_is_refused() {
-        let beside = MIRROR.replace(
-            "version = 2\n",
-            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/x\"\n",
-        );
-        assert!(refused(V1, &beside, &[])[0].starts_with("/etc/containerd/config.toml:3: config_path"));
-        let tls = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"h.io\".tls]\nca_file = \"/missing\"\n";
-        assert!(refused(V1, tls, &[])[0].starts_with("/etc/containerd/config.toml:2: "));
-        assert!(
-            refused(V2, &MIRROR.replace("version = 2\n", ""), &[])[0].contains("containerd config migrate")
-        );
-        assert!(refused(V1, &MIRROR.replace("version = 2\n", ""), &[])[0].contains("reads nothing"));
-    }
-
-    #[test]
-    fn files_that_were_not_read_before_are_shown() {
-        let bare = Bare([("quay.io".to_owned(), true), ("m_5_".to_owned(), true)].into());
-        let text = MIRROR.replace("docker.io", "m:5");
-        let made = migration(&installed(V1, &text, &[]), V1, &bare).unwrap().unwrap();
-        assert!(made.notes.iter().any(|note| note.contains("certs.d/quay.io was not read before")));
-        assert!(file(&made, "etc/containerd/certs.d/m_5_/hosts.toml").is_some());
-    }
-}
+mod tests;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use toml_edit::{DocumentMut, Item, Table, value};
+use toml_edit::{DocumentMut, Item, Table, TableLike, value};
 
 use super::http::{Client as Http, Fault, Method};
 use super::{Machine, Probe, Run, Seen, Witness};
@@ -114,7 +114,22 @@ pub struct Wanted<'a> {
     pub number: usize,
 }
 
+/// This way of looking would show something else than what a pull does.
+#[derive(Debug)]
+struct Unfit(String);
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unfit {}
+
 fn no_pull(error: &anyhow::Error) -> Seen {
+    if let Some(unfit) = error.downcast_ref::<Unfit>() {
+        return Seen::Skipped(format!("not pulled: {unfit}"));
+    }
     match error.downcast_ref::<CriError>() {
         Some(CriError { code: Code::Unavailable | Code::Unimplemented, message }) => {
             Seen::Skipped(format!("not pulled, CRI is not up: {message}"))
@@ -130,6 +145,12 @@ fn no_pull(error: &anyhow::Error) -> Seen {
 pub(super) fn pull(root: &Root, wanted: &Wanted<'_>, deadline: Instant) -> Result<Pulled> {
     sweep(root, wanted.certs_dir)?;
     let (mut document, mut endpoints) = read_hosts(root, wanted)?;
+    if let Some(url) = authorized(&document) {
+        return Err(Unfit(format!(
+            "{url} has an Authorization header of its own, which no client takes along when it is sent on"
+        ))
+        .into());
+    }
     let log: Arc<Mutex<Vec<Request>>> = Arc::default();
     let mut listeners = Vec::new();
     for (index, endpoint) in endpoints.iter().enumerate() {
@@ -202,7 +223,7 @@ fn read_hosts(root: &Root, wanted: &Wanted<'_>) -> Result<(DocumentMut, Vec<Endp
 
 fn endpoints(document: &DocumentMut, host: &str) -> Vec<Endpoint> {
     let own = if host == DOCKER.0 { DOCKER.1 } else { host };
-    let endpoint = |url: &str, settings: Option<&dyn toml_edit::TableLike>, upstream: bool| {
+    let endpoint = |url: &str, settings: Option<&dyn TableLike>, upstream: bool| {
         let url = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
         let overrides =
             settings.and_then(|settings| settings.get("override_path")?.as_bool()).unwrap_or(false);
@@ -224,6 +245,21 @@ fn endpoints(document: &DocumentMut, host: &str) -> Vec<Endpoint> {
     server.upstream = all.iter().all(|other| other.url != server.url);
     all.push(server);
     all
+}
+
+/// An endpoint with a header that does not survive a redirect to another host.
+fn authorized(document: &DocumentMut) -> Option<String> {
+    let has = |settings: &dyn TableLike| {
+        let headers = settings.get("header").and_then(Item::as_table_like);
+        headers
+            .is_some_and(|headers| headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization")))
+    };
+    if has(document.as_table()) {
+        return Some("the server".to_owned());
+    }
+    let hosts = document.get("host").and_then(Item::as_table_like)?;
+    let mut with = hosts.iter().filter(|(_, settings)| settings.as_table_like().is_some_and(has));
+    with.next().map(|(url, _)| url.to_owned())
 }
 
 /// The same file with listeners for endpoints: everything else that is said of them stays.
@@ -306,17 +342,17 @@ fn ask(endpoint: &Endpoint, wanted: &Wanted<'_>, object: &str, deadline: Instant
 }
 
 impl Pulled {
-    /// Something that this endpoint was asked for, and another after it.
+    /// Something that this endpoint was asked for in vain: another was asked after it, or it is what the pull
+    /// failed at.
     fn passed(&self, endpoint: usize) -> Option<String> {
-        let asked = self.asked.iter().enumerate().filter(|(_, request)| request.endpoint == endpoint);
-        asked
-            .filter(|(at, request)| {
-                let later = self.asked.iter().skip(at + 1);
-                let mut same = later.filter(|other| other.object == request.object);
-                self.result.is_err() || same.next_back().is_some_and(|last| last.endpoint != endpoint)
-            })
-            .map(|(_, request)| request.object.clone())
-            .next()
+        let failed_at = self.asked.last().filter(|_| self.result.is_err());
+        let in_vain = |request: &&Request| {
+            let last = self.asked.iter().rfind(|other| other.object == request.object);
+            last.is_some_and(|last| last.endpoint != endpoint)
+                || failed_at.is_some_and(|failed| failed.object == request.object)
+        };
+        let mut asked = self.asked.iter().filter(|request| request.endpoint == endpoint);
+        asked.find(in_vain).map(|request| request.object.clone())
     }
 
     /// Each object of a kind that was fetched (or only asked for), and the endpoint that served it.

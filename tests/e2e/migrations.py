@@ -193,7 +193,9 @@ class Case:
 
 
 def cases(debian, default, major):
-    one = V3 if "version = 3" in default else V2
+    one = V2 if "version = 2" in default else V3
+    # 2.2 and later: containerd's own choice of two folders, beside which no mirrors can be.
+    default = re.sub(r"config_path = '/etc/containerd[^']*'", "config_path = ''", default)
     quay = {"quay.test": ["http://127.0.0.1:7001", "http://127.0.0.1:7002"]}
     docker = {"docker.io": ["http://127.0.0.1:7001"]}
     private = ("priv.test:7443/x:1", "quay.test/b:1", "docker.io/library/a:1")
@@ -321,6 +323,7 @@ def attempt(case):
     result = {"case": case.name, "again": case.again, "up_before": restart()}
     result["before"] = asked(case.images)
     result["shown"] = sh("larder", "migrate")
+    result["said"] = json.loads(sh("larder", "migrate", "--output", "json")[1] or "{}").get("hosts", [])
     result["written"] = sh("larder", "migrate", "--write")
     result["up_after"] = up(5)
     result["after"] = asked(case.images)
@@ -333,16 +336,64 @@ def attempt(case):
     return result
 
 
+BREAKS = """[Service]
+ExecStartPre=/bin/sh -c '! grep -q certs.d /etc/containerd/config.toml'
+"""
+DROP_INS = "/etc/systemd/system/containerd.service.d"
+
+
+def start_over(case):
+    for folder in (CERTS, STATE):
+        shutil.rmtree(folder, ignore_errors=True)
+    write(CONFIG, case.text.replace("{}", case.older))
+    return {"up_before": restart(), "before": asked(case.images)}
+
+
+def rolled_back(case):
+    """A containerd that does not start with the setting; `config dump` sees nothing wrong."""
+    result = start_over(case) | {"case": "rolled back"}
+    write(f"{DROP_INS}/breaks.conf", BREAKS)
+    sh("systemctl", "daemon-reload")
+    result["written"] = sh("larder", "migrate", "--write")
+    shutil.rmtree(DROP_INS)
+    sh("systemctl", "daemon-reload")
+    result["up_after"] = up(30)
+    result["after"] = asked(case.images)
+    result["as_it_was"] = read(CONFIG) == case.text.replace("{}", case.older) and not os.path.exists(CERTS)
+    return result
+
+
+def killed(case):
+    """Dead between the new configuration and containerd's restart: the next run does that."""
+    result = start_over(case) | {"case": "killed"}
+    inode = os.stat(CONFIG).st_ino
+    larder = subprocess.Popen(["larder", "migrate", "--write"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while os.stat(CONFIG).st_ino == inode and larder.poll() is None:
+        pass
+    larder.kill()
+    result["died"] = larder.wait()
+    result["shown"] = sh("larder", "migrate")
+    result["written"] = sh("larder", "migrate", "--write")
+    result["second"] = sh("larder", "migrate", "--write")
+    result["up_after"] = up(5)
+    result["after"] = asked(case.images)
+    return result
+
+
 def main():
     listen()
     major = int(re.search(r" v?(\d+)\.\d+\.\d+", sh("containerd", "--version")[1]).group(1))
     debian, default = read(CONFIG), sh("containerd", "config", "default")[1]
-    wanted = sys.argv[1:]
+    wanted, roll_back = [name for name in sys.argv[1:] if name != "--roll-back"], "--roll-back" in sys.argv
     for case in cases(debian, default, major):
         if not wanted or case.name in wanted:
             started = time.monotonic()
             result = attempt(case)
             print(json.dumps(result | {"seconds": round(time.monotonic() - started, 1)}), flush=True)
+    first = next(iter(cases(debian, default, major)))
+    print(json.dumps(killed(first)), flush=True)
+    if roll_back:
+        print(json.dumps(rolled_back(first)), flush=True)
     write(CONFIG, debian)
 
 

@@ -5,8 +5,9 @@
 
 CONFIG is JSON: a list of {name, listen} with, where wanted, `certificate` and `key` (https), `client_ca` (a client
 certificate is demanded), `prefix` (the API's root, as a Harbor project's), `header` ([name, value], else 403) and
-`basic` (user:password, else 401). A file CONFIG.NAME that holds a status makes that the answer to everything.
-LOG gets a line of JSON for each request.
+`basic` (user:password, else 401). A file CONFIG.NAME that holds a status makes that the answer to everything;
+`STATUS once`, to the next request alone. That and LOG, which gets a line of JSON for each request, are for
+containerd's requests: `larder watch` finds all well.
 """
 
 import base64
@@ -14,6 +15,7 @@ import http.client
 import http.server
 import json
 import os
+import socket
 import ssl
 import sys
 import threading
@@ -32,7 +34,10 @@ def listen(what):
 
         def do_GET(self):
             url = urllib.parse.urlsplit(self.path)
+            self.is_pull = self.headers.get("User-Agent", "").startswith("containerd/")
             status = self.answer(url)
+            if not self.is_pull:
+                return
             asked = {"name": what["name"], "method": self.command, "path": url.path, "status": status}
             asked["ns"] = urllib.parse.parse_qs(url.query).get("ns", [""])[0]
             log.write(json.dumps(asked) + "\n")
@@ -41,8 +46,13 @@ def listen(what):
 
         def answer(self, url):
             try:
+                if not self.is_pull:
+                    return self.end(200)
                 with open(f"{config}.{what['name']}", encoding="utf-8") as mode:
-                    return self.end(int(mode.read()))
+                    status, *once = mode.read().split()
+                if once:
+                    os.unlink(mode.name)
+                return self.end(int(status))
             except FileNotFoundError:
                 pass
             if "header" in what and self.headers.get(what["header"][0]) != what["header"][1]:
@@ -77,9 +87,12 @@ def listen(what):
         def log_message(self, *_):
             pass
 
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+        address_family = socket.AF_INET6 if "[" in what["listen"] else socket.AF_INET
+
     host, _, port = what["listen"].rpartition(":")
-    server = http.server.ThreadingHTTPServer((host, int(port)), Mirror)
-    server.daemon_threads = True
+    server = Server((host.strip("[]"), int(port)), Mirror)
     if "certificate" in what:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(what["certificate"], what["key"])

@@ -25,11 +25,13 @@ pub struct Refused {
     pub note: Note,
     /// containerd itself dies of it.
     pub crash: bool,
+    /// It is not TOML.
+    pub syntax: bool,
 }
 
 impl From<Note> for Refused {
     fn from(note: Note) -> Self {
-        Self { note, crash: false }
+        Self { note, crash: false, syntax: false }
     }
 }
 
@@ -42,9 +44,10 @@ const KEYS: [&str; 7] =
 /// # Errors
 /// Why it takes nothing of the file.
 pub fn read(file: &str, bytes: &[u8], version: Version) -> Result<HostsFile, Refused> {
-    let document = parse(file, bytes, version).map_err(|syntax| Note {
-        origin: Origin { line: syntax.line, ..Origin::file(file) },
-        text: syntax.text,
+    let document = parse(file, bytes, version).map_err(|syntax| Refused {
+        note: Note { origin: Origin { line: syntax.line, ..Origin::file(file) }, text: syntax.text },
+        crash: false,
+        syntax: true,
     })?;
     let mut reader = Reader { version, found: HostsFile::default() };
     let names = reader.order(file, &document)?;
@@ -100,7 +103,7 @@ impl Reader {
         };
         if let Some((name, node)) = hosts.iter().find(|(_, node)| node.table().is_none()) {
             let note = wrong(node, &format!("host.{name:?}"), "a table");
-            return Err(Refused { note, crash: hosts.len() > 1 });
+            return Err(Refused { note, crash: hosts.len() > 1, syntax: false });
         }
         let inline = |name: &str| {
             document.inline.iter().any(|path| {
@@ -177,6 +180,11 @@ impl Reader {
         let mut entry = Entry { origin: Some(origin.clone()), override_path, ..Entry::default() };
         if !server.is_empty() {
             entry.url = self.url(server, override_path, &origin)?;
+        }
+        for key in KEYS {
+            if let Some(node) = get(key) {
+                entry.places.insert(key, node.origin.clone());
+            }
         }
         entry.skip_verify = get("skip_verify").and_then(Node::boolean);
         entry.capabilities = match get("capabilities").and_then(array) {

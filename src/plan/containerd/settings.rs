@@ -10,16 +10,13 @@ use std::time::Duration;
 use toml_edit::{Document, DocumentMut, Item, Table, TableLike, Value};
 use zeroize::Zeroizing;
 
-use super::config::set_config_path;
+use super::config::{CRI_V1, CRI_V2, CRI_V3, set_config_path};
 use super::endpoints::{authority, contacted};
 use crate::containerd::hosts::HEADER;
-use crate::facts::{CONTAINERD_CONFIG, Containerd as Installed};
+use crate::facts::{CONTAINERD_CONFIG, Containerd as Installed, is_containerd_config};
 use crate::node::{Containerd, Node};
 use crate::plan::Content;
 
-const CRI_V1: &[&str] = &["plugins", "cri"];
-const CRI_V2: &[&str] = &["plugins", "io.containerd.grpc.v1.cri"];
-const CRI_V3: &[&str] = &["plugins", "io.containerd.cri.v1.images"];
 const TRANSFER: &[&str] = &["plugins", "io.containerd.transfer.v1.local"];
 
 /// The file to write; `None`: what is there says all of it already.
@@ -45,8 +42,9 @@ pub(super) fn settings(
     installed: &Installed,
 ) -> Result<Settings, Vec<String>> {
     let ours = installed.drop_in.as_deref();
+    // Where a drop-in of ours has no place any more, it goes.
     let others: Vec<&(String, String)> =
-        installed.imports.iter().filter(|(path, _)| Some(path.as_str()) != ours).collect();
+        installed.imports.iter().filter(|(path, _)| !is_containerd_config(path)).collect();
     let bare = Installed {
         major: installed.major,
         config: installed.config.clone(),

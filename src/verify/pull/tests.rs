@@ -146,3 +146,28 @@ fn a_pull_that_fails_and_one_that_goes_elsewhere() {
         assert!(got.contains("asked none of the listeners"), "{got}");
     }
 }
+
+#[test]
+fn a_blob_that_nobody_has_is_not_the_manifests_fault() {
+    let asked = [
+        (0, "HEAD", "manifests/1"),
+        (1, "HEAD", "manifests/1"),
+        (1, "GET", "blobs/sha256:l"),
+        (2, "GET", "blobs/sha256:l"),
+    ];
+    let shown = pulled(&asked, Err("gone".to_owned()));
+    let passed: Vec<_> = (0..3).map(|index| shown.passed(index)).collect();
+    assert_eq!(passed[0].as_deref(), Some("manifests/1"));
+    assert_eq!([passed[1].as_deref(), passed[2].as_deref()], [Some("blobs/sha256:l"); 2]);
+}
+
+#[test]
+fn a_header_that_a_redirect_loses() {
+    let with = |header: &str| format!("[host.\"http://a\"]\n[host.\"http://a\".header]\n{header} = \"x\"\n");
+    assert_eq!(authorized(&with("AuthoriZation").parse().unwrap()).as_deref(), Some("http://a"));
+    assert_eq!(authorized(&with("X-Token").parse().unwrap()), None);
+    assert_eq!(
+        authorized(&"[header]\nauthorization = \"x\"".parse().unwrap()).as_deref(),
+        Some("the server")
+    );
+}

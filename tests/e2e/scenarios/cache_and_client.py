@@ -77,7 +77,7 @@ def is_sandboxed(t, node):
 
 def units_are_well_formed(t, node):
     names = " ".join(f"larder-{unit}" for unit in (
-        "registry@ghcr.io.service", "gc@ghcr.io.service", "gc@ghcr.io.timer", "restart@ghcr.io.service",
+        "registry@ghcr.io.service", "gc@ghcr.io.service", "gc@ghcr.io.timer", "restart@ghcr.io.service", "watch.timer",
         "restart@ghcr.io.timer"))
     verified = node.sh(f"systemd-analyze verify --man=no larder.service {names}")
     t.check("systemd-analyze verify of all units: exit code", verified, exits(0))
@@ -87,15 +87,15 @@ def units_are_well_formed(t, node):
 def says_what_it_proved(t, node):
     """The same report as a table, as JSON, in the status file, in the journal and while it waits."""
     report = json.loads(node.out("larder verify --output json"))
-    t.check("checks of the report", (report["down"], report["warned"], report["skipped"], len(report["rows"])), (0, 0, 0, 27))
+    t.check("checks of the report", (report["down"], report["warned"], report["skipped"], len(report["rows"])), (0, 0, 0, 29))
     status = json.loads(node.out("cat /run/larder/status.json"))
     t.check("status file", status["rows"] and status["ok"], report["ok"])
     fields = node.out("journalctl -b -o json LARDER_CHECK=upstream LARDER_SUBJECT=ghcr.io | tail -n1")
     t.check("journal fields", json.loads(fields or "{}").get("LARDER_STATE"), "ok")
     terminal = node.out("script -qec 'larder verify' /dev/null")
-    t.check("progress on a terminal", terminal, has("proving 27/27", "27 checks in"))
+    t.check("progress on a terminal", terminal, has("proving 29/29", "29 checks in"))
     bare = node.out("unshare -m sh -c 'mount -t tmpfs none /run/systemd/journal && larder verify 2>&1 >/dev/null'")
-    t.check("standard error where there is no journal", bare, has("27 checks in"))
+    t.check("standard error where there is no journal", bare, has("29 checks in"))
 
 
 def loses_no_pull(t, lab, node):

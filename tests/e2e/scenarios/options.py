@@ -1,4 +1,4 @@
-"""Every mirror option, as the registries on the other side see it; on containerd 1.6, 1.7 and 2.1."""
+"""Every mirror option, as the registries on the other side see it; on every containerd there is."""
 
 import hashlib
 import json
@@ -6,13 +6,13 @@ import os
 import subprocess
 import time
 
-from machine import HERE
+from machine import CONTAINERDS, HERE, Unavailable
 from report import at_least, exits, has, lacks
 from scenarios.common import pulled, push, reference, repository, second_apply_changes_nothing
 from upstream import NAMES
 
 SECONDS = 420
-GATEWAY, SECOND = "10.0.20.1", "10.0.20.2"
+GATEWAY, SECOND, SIXTH = "10.0.20.1", "10.0.20.2", "fd00:20::1"
 BY_HAND = 'server = "https://quay.io"\n\n[host."http://by.hand.example:5000"]\n  capabilities = ["pull"]\n'
 FOREIGN = 'server = "https://elsewhere.example.org"\n\n[host."http://10.0.20.1:8105"]\n'
 
@@ -41,6 +41,7 @@ class Mirrors:
         self.lab, self.directory = lab, lab.directory
         authority(lab.directory)
         lab("gw", "ip", "address", "add", f"{SECOND}/24", "dev", "br0")
+        lab("gw", "ip", "address", "add", f"{SIXTH}/64", "dev", "br0", "nodad")
         here = lambda name: os.path.join(lab.directory, name)
         private = {"certificate": here("private.pem"), "key": here("private.key")}
         public = {"certificate": here("upstream.crt"), "key": here("upstream.key")}
@@ -54,6 +55,15 @@ class Mirrors:
             {"name": "basic", "listen": f"{GATEWAY}:8106", **public, "basic": 'ci:p"w\\d'},
             {"name": "server", "listen": f"{GATEWAY}:8108", **public, "basic": 'ci:p"w\\d'},
             {"name": "skip", "listen": f"{GATEWAY}:8107", **private},
+            {
+                "name": "all",
+                "listen": f"{GATEWAY}:8109",
+                **private,
+                "client_ca": here("private-ca.pem"),
+                "header": ["X-Token", 'a "quoted" one'],
+                "prefix": "/v2/proxy",
+            },
+            {"name": "sixth", "listen": f"[{SIXTH}]:5000"},
             {"name": "first", "listen": f"{GATEWAY}:5000"},
             {"name": "second", "listen": f"{SECOND}:5000"},
         ]
@@ -176,6 +186,12 @@ def nobody_else(t, lab, mirrors, node):
   mirrors:
     docker.io: [{{ url: "https://{GATEWAY}:8101", ca: /etc/ssl/private-ca.pem }}]
     ghcr.io: ["http://{GATEWAY}:8199"]
+    quay.io:
+      - url: https://{GATEWAY}:8109/v2/proxy
+        override_path: true
+        ca: /etc/ssl/private-ca.pem
+        client: [/etc/ssl/client.pem, /etc/ssl/private/client.key]
+        headers: {{ X-Token: {{ file: /etc/larder/secrets/token }} }}
     _default: ["http://{GATEWAY}:8105"]
 """)
     t.check("apply without fallback", node.larder("apply"), exits(0))
@@ -189,10 +205,14 @@ def nobody_else(t, lab, mirrors, node):
     mark = lab.upstream.mark()
     t.check("without fallback, refused: pull", node.pull(reference("ghcr.io")), exits(1))
     t.check("without fallback, refused: requests to the upstream", leaks(lab, mark, "ghcr.io"), [])
+    # The mirror stands there twice, the second time as the server: with all that goes with it.
+    mirrors.says("all", "500 once")
+    served(t, lab, mirrors, node, "without fallback, at the second try", reference("quay.io"), "all", "quay.io")
+    served(t, lab, mirrors, node, "without fallback, _default", reference("registry.k8s.io"), "default", "registry.k8s.io")
     mirrors.says("default", 404)
     mark = lab.upstream.mark()
-    t.check("without fallback, _default: pull", node.pull(reference("quay.io")), exits(1))
-    t.check("without fallback, _default: requests to the upstream", leaks(lab, mark, "quay.io"), [])
+    t.check("without fallback, _default, 404: pull", node.pull(reference("registry.k8s.io")), exits(1))
+    t.check("without fallback, _default, 404: requests to the upstream", leaks(lab, mark, "registry.k8s.io"), [])
     mirrors.says("default", None)
 
 
@@ -243,13 +263,27 @@ def two_caches(t, lab, mirrors, node, machine_id):
         node.forget()
 
 
+def ipv6(t, lab, mirrors, node, version):
+    node.sh("ip address add fd00:20::9/64 dev eth0 nodad")
+    node.write("/etc/larder/profile.yaml", f'{UPSTREAMS}containerd: {{ caches: ["{SIXTH}"] }}\n')
+    applied = node.larder("apply")
+    if version < (2, 0):
+        t.check("IPv6: apply", applied, exits(2))
+        t.check("IPv6: what it says", applied.out, has(f"containerd {version[0]}.{version[1]}.", "cannot read an IPv6 address"))
+        return
+    t.check("IPv6: apply", applied, exits(0))
+    served(t, lab, mirrors, node, "IPv6", reference("docker.io"), "sixth", "docker.io")
+
+
 def drop_in(t, lab, mirrors, node):
     """Where the main file imports a folder, it stays as the package brought it."""
     node.write("/etc/larder/profile.yaml", "version: 1\n")
     t.check("apply of nothing", node.larder("apply"), exits(0))
     node.sh("sed -i '1i imports = [\"/etc/containerd/conf.d/*.toml\"]' /etc/containerd/config.toml")
     before = node.out("sha256sum /etc/containerd/config.toml")
-    node.write("/etc/larder/profile.yaml", f"{UPSTREAMS}containerd: {{ caches: [{GATEWAY}], max_concurrent_downloads: 5, image_pull_progress_timeout: 1m }}\n")
+    # One upstream: `larder watch` would take out the caches of others, which nobody serves here.
+    one = "version: 1\nupstreams: { docker.io: { port: 5000 } }\n"
+    node.write("/etc/larder/profile.yaml", f"{one}containerd: {{ caches: [{GATEWAY}], max_concurrent_downloads: 5, image_pull_progress_timeout: 1m }}\n")
     t.check("drop-in: apply", node.larder("apply"), exits(0))
     t.check("drop-in: the package's file", node.out("sha256sum /etc/containerd/config.toml"), before)
     t.check("drop-in: its version", node.out("cat /etc/containerd/conf.d/zz-larder.toml"), has("version = 2"))
@@ -264,12 +298,16 @@ def drop_in(t, lab, mirrors, node):
     t.check("drop-in: requests to the upstream after it", len(leaks(lab, mark, "docker.io")), at_least(3))
 
 
-def on(t, suite, version):
+def on(t, suite, containerd, version):
     lab = t.lab(suite)
+    try:
+        node = lab.machine("node", containerd)
+    except Unavailable as why:
+        t.skip("all of it", why)
+        return
     push(lab, "1")
     mirrors = Mirrors(lab)
     read = lambda name: open(os.path.join(lab.directory, name), encoding="utf-8").read()
-    node = lab.machine("node")
     for path, name in (
         ("/etc/ssl/private-ca.pem", "private-ca.pem"),
         ("/etc/ssl/client.pem", "client.pem"),
@@ -288,6 +326,7 @@ def on(t, suite, version):
     nobody_else(t, lab, mirrors, node)
     own_credentials(t, lab, mirrors, node)
     two_caches(t, lab, mirrors, node, node.out("cat /etc/machine-id"))
+    ipv6(t, lab, mirrors, node, version)
     node.write("/etc/larder/profile.yaml", "version: 1\n")
     t.check("apply of nothing", node.larder("apply"), exits(0))
     t.check("containerd's own file after it", node.sh("cat /etc/containerd/config.toml").out, config)
@@ -296,11 +335,11 @@ def on(t, suite, version):
     t.check("files after it", left, ["./elsewhere.example.org/hosts.toml", "./quay.io/hosts.toml"])
     if version >= (2, 0):
         drop_in(t, lab, mirrors, node)
-    lab.close()
-    t.labs.remove(lab)
 
 
 def run(t):
-    for suite, version in (("bookworm", (1, 6)), ("trixie", (1, 7)), ("forky", (2, 1))):
-        t.note(f"{suite}: containerd {version[0]}.{version[1]}")
-        on(t, suite, version)
+    debians = (("bookworm", None, (1, 6)), ("trixie", None, (1, 7)), ("forky", None, (2, 1)))
+    newer = ((name, tuple(map(int, name.split(".")))) for name in CONTAINERDS)
+    for suite, containerd, version in (*debians, *(("forky", name, version) for name, version in newer)):
+        with t.part(f"{suite}, containerd {version[0]}.{version[1]}"):
+            on(t, suite, containerd, version)
