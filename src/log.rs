@@ -7,8 +7,8 @@ use std::io::{IsTerminal, stderr};
 use std::os::fd::AsFd;
 
 use nix::sys::stat::fstat;
-use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
@@ -27,7 +27,13 @@ pub fn init() {
             let journal = journal
                 .with_syslog_identifier("larder".to_owned())
                 .with_field_prefix(Some("LARDER".to_owned()));
-            registry.with(journal.with_filter(LevelFilter::DEBUG)).try_init()
+            // Of what the libraries do, only what goes wrong.
+            let filter = filter_fn(|event| {
+                let most = if event.target().starts_with("larder") { Level::DEBUG } else { Level::WARN };
+                *event.level() <= most
+            });
+            let filter = filter.with_max_level_hint(LevelFilter::DEBUG);
+            registry.with(journal.with_filter(filter)).try_init()
         }
         Err(_) => registry.with(on_stderr()).try_init(),
     };
@@ -44,7 +50,7 @@ where
         .with_ansi(stderr().is_terminal())
         .without_time()
         .with_target(false)
-        .with_filter(filter_fn(|event| event.target() != TOLD && *event.level() <= tracing::Level::INFO))
+        .with_filter(filter_fn(|event| event.target() != TOLD && *event.level() <= Level::INFO))
 }
 
 /// Whether standard error is a stream to the journal already (systemd.exec(5), `$JOURNAL_STREAM`): what is

@@ -48,8 +48,9 @@ pub enum Probe {
     Upstream { address: SocketAddr, repository: Option<String>, required: bool },
     /// containerd's CRI plugin is up.
     Cri,
-    /// A pull of this image goes through a cache.
-    Pull { certs_dir: String, image: Option<String> },
+    /// A pull of this image goes through a cache. `remote` is the upstream itself; `cached`: there are caches that
+    /// it shall not be asked past.
+    Pull { certs_dir: String, image: Option<String>, remote: String, cached: bool },
     /// `larder watch` has no cache out.
     Caches,
 }

@@ -214,11 +214,12 @@ pub enum Round {
     Done(Vec<Event>),
 }
 
-/// Asks everyone once and makes the files say who answers.
+/// Asks everyone once and makes the files say who answers. `lightly`: those that are well only whether they
+/// answer at all, and within the time.
 ///
 /// # Errors
 /// When a file cannot be read or written; the next round tries again.
-pub fn round(root: &Root) -> Result<Round> {
+pub fn round(root: &Root, lightly: bool) -> Result<Round> {
     let Some(bytes) = root.read(CONFIG)? else { return Ok(Round::Idle) };
     let watched =
         Watched::parse(&bytes).with_context(|| format!("read {}: run `larder apply`", root.show(CONFIG)))?;
@@ -230,7 +231,7 @@ pub fn round(root: &Root) -> Result<Round> {
         .flat_map(|file| &file.caches)
         .map(|url| {
             let patient = before.endpoints.get(url).is_none_or(|health| !health.out && health.why.is_none());
-            (url.as_str(), Question { url, patient })
+            (url.as_str(), Question { url, patient, lightly: lightly && patient })
         })
         .collect();
     let answers = ask::ask(&questions.into_values().collect::<Vec<_>>());

@@ -130,7 +130,10 @@ impl Explanation {
         }
         let by = found.decided_by.as_ref().map_or("built in".to_owned(), Origin::to_string);
         match (effective.config_path.value.as_str(), &found.decided_by) {
-            ("", Some(_)) => writeln!(text, "mirrors      registry.mirrors ({by}); config_path is not set")?,
+            ("", Some(by)) if Some(by) == effective.config_path.origin.as_ref() => {
+                writeln!(text, "config_path  empty ({by}): no hosts.toml is read")?;
+            }
+            ("", Some(by)) => writeln!(text, "mirrors      registry.mirrors ({by}); config_path is not set")?,
             ("", None) => writeln!(text, "config_path  not set: no hosts.toml is read")?,
             (path, _) => writeln!(text, "config_path  {path} ({by})")?,
         }

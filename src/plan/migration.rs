@@ -136,7 +136,11 @@ pub fn migration(
             .extend(ignored.map(|place| format!("{}: containerd reads nothing of it", name(place))));
     }
     migration.notes.extend(tree.notes.iter().cloned());
-    migration.hosts = compare(&legacy, &tree, in_effect, version).map_err(|reason| vec![reason])?;
+    for revived in &mut migration.hosts {
+        let before = legacy.endpoints(&revived.host, version).map_err(|reason| vec![reason])?;
+        revived.before = shown(&before);
+    }
+    migration.hosts.splice(..0, compare(&legacy, &tree, in_effect, version).map_err(|reason| vec![reason])?);
     migration.legacy = legacy;
     Ok(Some(migration))
 }
@@ -376,14 +380,16 @@ fn write_tree(
     // An empty folder says nothing, but that it hides `_default`.
     let hides = tree.hosts.contains_key(DEFAULT);
     let new = there.iter().filter(|(name, full)| (**full || hides) && !in_effect && !ours.contains(*name));
-    migration.notes.extend(new.map(|(name, _)| {
-        let whose =
-            if name == DEFAULT { "every host that has no folder there".to_owned() } else { host_of(name) };
-        format!(
-            "{certs_dir}/{name} was not read before, and comes into effect for {whose}: move it away if it \
-             shall not"
-        )
-    }));
+    let revived = new.map(|(name, _)| Comparison {
+        host: if name == DEFAULT { ANY_OTHER.to_owned() } else { host_of(name) },
+        before: Vec::new(),
+        after: vec![format!("as {certs_dir}/{name} says")],
+        same: false,
+        why: vec![format!(
+            "{certs_dir}/{name} was not read before, and comes into effect: move it away if it shall not"
+        )],
+    });
+    migration.hosts.extend(revived);
     if in_effect && certs_dir == CERTS_DIR && !present.hosts(DOCKERS).is_empty() {
         migration.notes.push(format!(
             "{DOCKERS} is no longer read: config_path names one folder, as the transfer service wants it"
@@ -410,6 +416,10 @@ fn host_of(name: &str) -> String {
     port.map_or_else(|| name.to_owned(), |(host, port)| format!("{host}:{port}"))
 }
 
+fn shown(asked: &[legacy::Asked]) -> Vec<String> {
+    asked.iter().map(ToString::to_string).collect()
+}
+
 fn compare(
     legacy: &Legacy,
     tree: &Tree,
@@ -422,7 +432,6 @@ fn compare(
     }
     // Of a host that a file of the operator's decides about, nothing changes.
     hosts.retain(|host| !in_effect || tree.hosts.contains_key(host));
-    let show = |asked: &[legacy::Asked]| asked.iter().map(ToString::to_string).collect::<Vec<_>>();
     hosts
         .into_iter()
         .map(|host| {
@@ -444,7 +453,7 @@ fn compare(
                         .to_owned(),
                 );
             }
-            Ok(Comparison { before: show(&before), after: show(&after), host, same, why })
+            Ok(Comparison { before: shown(&before), after: shown(&after), host, same, why })
         })
         .collect()
 }

@@ -31,6 +31,8 @@ pub fn pulls(node: &Node) -> Vec<Check> {
         probe: Probe::Pull {
             certs_dir: client.certs_dir.to_string(),
             image: upstream.probe.as_ref().and_then(Repository::image),
+            remote: upstream.remote.to_string(),
+            cached: node.cache.is_some() || !client.caches.is_empty(),
         },
     };
     let clients = node.containerd.iter();

@@ -6,6 +6,7 @@
 //! authorities, credentials); the listeners see where it was sent, and the last one that it was sent to for
 //! something has served it: containerd takes nothing whose digest is not right. No file that is in use changes.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,7 +48,7 @@ pub struct Endpoint {
     pub url: String,
     /// With the `/v2` that is asked.
     base: String,
-    /// Behind all the others, and none of them.
+    /// The registry itself: by its name or its URL, or because it is behind all the others and none of them.
     pub upstream: bool,
     /// The registry whose name is the namespace itself is not told it.
     ns: bool,
@@ -83,15 +84,15 @@ impl Pulls {
     pub(super) fn work(&self, machine: &dyn Machine, witness: &Witness<'_>) {
         while let Some(index) = self.checks.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             let Some(check) = witness.run.checks.get(*index) else { continue };
-            let Probe::Pull { certs_dir, image } = &check.probe else { continue };
+            let Probe::Pull { certs_dir, image, remote, cached } = &check.probe else { continue };
             let seen = match image {
                 None => Seen::Skipped(
                     "no small public image of it is known: set its `probe` to one with a tag".to_owned(),
                 ),
                 Some(image) => {
-                    let wanted = Wanted { certs_dir, host: &check.subject, image, number: *index };
+                    let wanted = Wanted { certs_dir, host: &check.subject, image, remote, number: *index };
                     match machine.pull(&wanted, witness.run.deadline) {
-                        Ok(pulled) => judge(image, &pulled),
+                        Ok(pulled) => judge(image, *cached, &pulled),
                         Err(error) => no_pull(&error),
                     }
                 }
@@ -110,6 +111,8 @@ pub struct Wanted<'a> {
     pub host: &'a str,
     /// `library/busybox:latest`
     pub image: &'a str,
+    /// The URL of the upstream itself.
+    pub remote: &'a str,
     /// Tells the pulls of one run apart.
     pub number: usize,
 }
@@ -217,13 +220,13 @@ fn read_hosts(root: &Root, wanted: &Wanted<'_>) -> Result<(DocumentMut, Vec<Endp
     let broken = || format!("read {shown}: containerd takes the whole file for broken");
     let text = String::from_utf8(bytes).with_context(broken)?;
     let document: DocumentMut = text.parse().with_context(broken)?;
-    let endpoints = endpoints(&document, host);
+    let endpoints = endpoints(&document, host, wanted.remote);
     Ok((document, endpoints))
 }
 
-fn endpoints(document: &DocumentMut, host: &str) -> Vec<Endpoint> {
+fn endpoints(document: &DocumentMut, host: &str, remote: &str) -> Vec<Endpoint> {
     let own = if host == DOCKER.0 { DOCKER.1 } else { host };
-    let endpoint = |url: &str, settings: Option<&dyn TableLike>, upstream: bool| {
+    let endpoint = |url: &str, settings: Option<&dyn TableLike>| {
         let url = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
         let overrides =
             settings.and_then(|settings| settings.get("override_path")?.as_bool()).unwrap_or(false);
@@ -233,16 +236,17 @@ fn endpoints(document: &DocumentMut, host: &str) -> Vec<Endpoint> {
         let authority = url.split_once("://").map_or("", |(_, rest)| rest);
         let authority = authority.split('/').next().unwrap_or(authority);
         let ns = authority != own && authority != host;
+        let upstream = !ns || trimmed == remote;
         Endpoint { url: trimmed.to_owned(), base, upstream, ns, said: None }
     };
     let mut all: Vec<Endpoint> = Vec::new();
     if let Some(hosts) = document.get("host").and_then(Item::as_table_like) {
-        all.extend(hosts.iter().map(|(url, settings)| endpoint(url, settings.as_table_like(), false)));
+        all.extend(hosts.iter().map(|(url, settings)| endpoint(url, settings.as_table_like())));
     }
     let server = document.get("server").and_then(Item::as_str);
     let implied = format!("https://{own}");
-    let mut server = endpoint(server.unwrap_or(&implied), Some(document.as_table()), true);
-    server.upstream = all.iter().all(|other| other.url != server.url);
+    let mut server = endpoint(server.unwrap_or(&implied), Some(document.as_table()));
+    server.upstream |= all.iter().all(|other| other.url != server.url);
     all.push(server);
     all
 }
@@ -380,18 +384,25 @@ impl Pulled {
 
     /// `2 blobs from http://10.0.20.10:5000`, once for each endpoint.
     fn by_endpoint(&self, what: &str, served: &[(&str, usize)]) -> Vec<String> {
-        let count = |index| served.iter().filter(|(_, endpoint)| *endpoint == index).count();
-        let of = |index| match (what, count(index)) {
-            (_, 0) => None,
-            ("blob", 1) => Some(format!("1 blob from {}", self.name(index))),
-            ("blob", many) => Some(format!("{many} blobs from {}", self.name(index))),
-            _ => Some(format!("{what} from {}", self.name(index))),
+        let mut counts: Vec<(String, usize)> = Vec::new();
+        let mut indices: Vec<usize> = served.iter().map(|(_, endpoint)| *endpoint).collect();
+        indices.sort_unstable();
+        for name in indices.into_iter().map(|index| self.name(index)) {
+            match counts.last_mut() {
+                Some((last, count)) if *last == name => *count += 1,
+                _ => counts.push((name, 1)),
+            }
+        }
+        let tell = |(name, count): (String, usize)| match (what, count) {
+            ("blob", 1) => format!("1 blob from {name}"),
+            ("blob", many) => format!("{many} blobs from {name}"),
+            _ => format!("{what} from {name}"),
         };
-        (0..self.endpoints.len()).filter_map(of).collect()
+        counts.into_iter().map(tell).collect()
     }
 }
 
-fn judge(image: &str, pulled: &Pulled) -> Seen {
+fn judge(image: &str, cached: bool, pulled: &Pulled) -> Seen {
     let passed: Vec<String> = pulled
         .endpoints
         .iter()
@@ -401,6 +412,8 @@ fn judge(image: &str, pulled: &Pulled) -> Seen {
             Some(said) => format!("{} did not serve it ({said})", endpoint.url),
             None => format!("{} did not serve it", endpoint.url),
         })
+        .collect::<BTreeSet<_>>()
+        .into_iter()
         .collect();
     let passed = if passed.is_empty() { String::new() } else { format!("; {}", passed.join(", ")) };
     if let Err(error) = &pulled.result {
@@ -422,13 +435,15 @@ fn judge(image: &str, pulled: &Pulled) -> Seen {
     } else {
         parts.extend(pulled.by_endpoint("blob", &blobs));
     }
-    let got = format!("pulled {image}: {}{passed}", parts.join(", "));
+    let none_left = pulled.endpoints.iter().all(|one| one.upstream);
+    let out =
+        if cached && none_left { "; its hosts.toml names no cache now (see `larder status`)" } else { "" };
+    let got = format!("pulled {image}: {}{passed}{out}", parts.join(", "));
     let is_upstream = |index: usize| pulled.endpoints.get(index).is_some_and(|one| one.upstream);
-    let caches = pulled.endpoints.iter().any(|one| !one.upstream);
     let bypassed = [&blobs, &manifests, &digest].into_iter().flatten().any(|(_, index)| is_upstream(*index));
     if pulled.asked.is_empty() {
         Seen::Settled(format!("{image}: pulled, but containerd asked none of the listeners"))
-    } else if caches && bypassed {
+    } else if bypassed && (cached || !none_left) {
         Seen::Warned(got)
     } else {
         Seen::Good(got)

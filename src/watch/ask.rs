@@ -1,4 +1,4 @@
-//! The cheap question, put to every endpoint at once: `GET /v2/`. One thread and one poll(2), for it is asked
+//! The cheap question, put to every endpoint at once: `GET /v2/`, or less. One thread and one poll(2), for it is asked
 //! every few seconds for as long as the machine runs.
 
 use std::collections::BTreeMap;
@@ -31,6 +31,9 @@ pub struct Question<'a> {
     pub url: &'a str,
     /// In use: it is worth to ask again.
     pub patient: bool,
+    /// `OPTIONS *` instead: Go's server, and so every Distribution registry, answers that by itself and keeps no
+    /// record of it; `GET /v2/` is two lines in the registry's log each time.
+    pub lightly: bool,
 }
 
 /// Who answered 200, and why the others did not.
@@ -100,6 +103,7 @@ struct Work<'a> {
     addresses: Vec<SocketAddr>,
     attempts: usize,
     patient: bool,
+    lightly: bool,
     begun: Option<Instant>,
     /// Of this attempt.
     ends: Instant,
@@ -122,6 +126,7 @@ impl<'a> Work<'a> {
             addresses,
             attempts: 0,
             patient: question.patient,
+            lightly: question.lightly,
             begun: None,
             ends: now,
             stage: if known { Stage::Waiting(now) } else { Stage::Bad },
@@ -211,7 +216,7 @@ impl<'a> Work<'a> {
                     Ok(0) => self.fail("connection closed without an answer".to_owned(), Instant::now()),
                     Ok(count) => {
                         answer.extend(buffer.iter().take(count));
-                        match judge(&answer) {
+                        match judge(&answer, self.lightly) {
                             None => self.stage = Stage::Reading(fd, answer),
                             Some(Ok(())) => self.stage = Stage::Good,
                             Some(Err(why)) => self.fail(why, Instant::now()),
@@ -235,7 +240,8 @@ impl<'a> Work<'a> {
             return Ok(false);
         }
         let request = format!(
-            "GET /v2/ HTTP/1.1\r\nHost: {}\r\nUser-Agent: larder-watch/{}\r\nConnection: close\r\n\r\n",
+            "{} HTTP/1.1\r\nHost: {}\r\nUser-Agent: larder-watch/{}\r\nConnection: close\r\n\r\n",
+            if self.lightly { "OPTIONS *" } else { "GET /v2/" },
             self.authority,
             env!("CARGO_PKG_VERSION")
         );
@@ -254,11 +260,13 @@ fn open(address: SocketAddr) -> nix::Result<OwnedFd> {
 }
 
 /// What the first bytes of the answer say, once there are enough.
-fn judge(answer: &[u8]) -> Option<Result<(), String>> {
+fn judge(answer: &[u8], lightly: bool) -> Option<Result<(), String>> {
     let line = answer.get(..STATUS_LINE)?;
     let status = line.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
     Some(match status.map(String::from_utf8_lossy).as_deref() {
         Some("200") => Ok(()),
+        // Who takes no such question answers all the same.
+        Some(status) if lightly && status.bytes().all(|byte| byte.is_ascii_digit()) => Ok(()),
         Some(status) if status.bytes().all(|byte| byte.is_ascii_digit()) => {
             Err(format!("it answers {status}"))
         }
@@ -344,7 +352,8 @@ mod tests {
             endpoint(None),
             refused(),
         ];
-        let questions: Vec<_> = urls.iter().map(|url| Question { url, patient: true }).collect();
+        let questions: Vec<_> =
+            urls.iter().map(|url| Question { url, patient: true, lightly: false }).collect();
         let started = Instant::now();
         let answers = ask(&questions);
         // One after the other they would take ten.
@@ -365,6 +374,15 @@ mod tests {
     }
 
     #[test]
+    fn lightly_any_answer_will_do() {
+        let urls = [endpoint(Some("HTTP/1.1 405 Method Not Allowed\r\n\r\n")), endpoint(None), refused()];
+        let questions: Vec<_> =
+            urls.iter().map(|url| Question { url, patient: false, lightly: true }).collect();
+        let answers = ask(&questions);
+        assert_eq!(urls.map(|url| answers[&url].is_ok()), [true, false, false]);
+    }
+
+    #[test]
     fn one_that_comes_back_within_the_round_is_well() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -379,15 +397,17 @@ mod tests {
                 let _ = connection.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
             }
         });
-        assert_eq!(ask(&[Question { url: &url, patient: true }])[&url], Ok(()));
+        assert_eq!(ask(&[Question { url: &url, patient: true, lightly: false }])[&url], Ok(()));
     }
 
     #[test]
     fn names_are_looked_up() {
         let url = endpoint(Some("HTTP/1.1 200 OK\r\n\r\n")).replace("127.0.0.1", "localhost");
         let nowhere = "http://nowhere.invalid:5000".to_owned();
-        let answers =
-            ask(&[Question { url: &url, patient: true }, Question { url: &nowhere, patient: false }]);
+        let answers = ask(&[
+            Question { url: &url, patient: true, lightly: false },
+            Question { url: &nowhere, patient: false, lightly: false },
+        ]);
         assert_eq!(answers[&url], Ok(()));
         assert_eq!(answers[&nowhere], Err("its name leads to no address".to_owned()));
     }
@@ -396,7 +416,8 @@ mod tests {
     fn more_than_may_be_open_at_a_time() {
         let url = endpoint(Some("HTTP/1.1 200 OK\r\n\r\n"));
         let urls: Vec<String> = (0..400).map(|n| format!("{url}/{n}")).collect();
-        let questions: Vec<_> = urls.iter().map(|url| Question { url, patient: true }).collect();
+        let questions: Vec<_> =
+            urls.iter().map(|url| Question { url, patient: true, lightly: false }).collect();
         let answers = ask(&questions);
         let bad: Vec<_> = answers.iter().filter(|(_, answer)| answer.is_err()).collect();
         assert!(bad.is_empty(), "{} bad, {:?}", bad.len(), bad.first());

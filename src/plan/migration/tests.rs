@@ -125,6 +125,8 @@ fn files_that_were_not_read_before_are_shown() {
     let bare = Bare([("quay.io".to_owned(), true), ("m_5_".to_owned(), true)].into());
     let text = MIRROR.replace("docker.io", "m:5");
     let made = migration(&installed(V1, &text, &[]), V1, &bare).unwrap().unwrap();
-    assert!(made.notes.iter().any(|note| note.contains("certs.d/quay.io was not read before")));
+    let quay = made.hosts.iter().find(|one| one.host == "quay.io").unwrap();
+    assert!(!quay.same && quay.why[0].contains("certs.d/quay.io was not read before"), "{quay:?}");
+    assert_eq!(quay.before, ["https://quay.io/v2"]);
     assert!(file(&made, "etc/containerd/certs.d/m_5_/hosts.toml").is_some());
 }

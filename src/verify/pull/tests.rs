@@ -16,7 +16,7 @@ X-Token = "a"
 "#;
 
 fn all(text: &str, host: &str) -> Vec<Endpoint> {
-    endpoints(&text.parse().unwrap(), host)
+    endpoints(&text.parse().unwrap(), host, "https://remote")
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn all_from_the_first_cache() {
         (0, "GET", "blobs/sha256:c"),
         (0, "GET", "blobs/sha256:l"),
     ];
-    let seen = judge("p:1", &pulled(&asked, Ok(())));
+    let seen = judge("p:1", true, &pulled(&asked, Ok(())));
     assert_eq!(seen, Seen::Good("pulled p:1: manifest from http://a, 2 blobs from http://a".to_owned()));
 }
 
@@ -115,7 +115,7 @@ fn a_second_cache_is_as_good_and_a_blob_from_the_upstream_is_a_warning() {
                serve it (503)";
     let mut shown = pulled(&second, Ok(()));
     shown.endpoints[0].said = Some("503".to_owned());
-    assert_eq!(judge("p:1", &shown), Seen::Good(got.to_owned()));
+    assert_eq!(judge("p:1", true, &shown), Seen::Good(got.to_owned()));
     let blob = [
         (0, "HEAD", "manifests/1"),
         (0, "GET", "manifests/sha256:m"),
@@ -126,22 +126,22 @@ fn a_second_cache_is_as_good_and_a_blob_from_the_upstream_is_a_warning() {
     ];
     let got = "pulled p:1: manifest from http://a, 1 blob from http://a, 1 blob from the upstream itself, https://u; \
                http://a did not serve it, http://b did not serve it";
-    assert_eq!(judge("p:1", &pulled(&blob, Ok(()))), Seen::Warned(got.to_owned()));
+    assert_eq!(judge("p:1", true, &pulled(&blob, Ok(()))), Seen::Warned(got.to_owned()));
 }
 
 #[test]
 fn what_is_here_already_still_says_who_named_it() {
-    let seen = judge("p:1", &pulled(&[(0, "HEAD", "manifests/1")], Ok(())));
+    let seen = judge("p:1", true, &pulled(&[(0, "HEAD", "manifests/1")], Ok(())));
     let got = "pulled p:1: its digest from http://a, its blobs are already on this node, nothing fetched";
     assert_eq!(seen, Seen::Good(got.to_owned()));
 }
 
 #[test]
 fn a_pull_that_fails_and_one_that_goes_elsewhere() {
-    let failed = judge("p:1", &pulled(&[(0, "HEAD", "manifests/1")], Err("not found".to_owned())));
+    let failed = judge("p:1", true, &pulled(&[(0, "HEAD", "manifests/1")], Err("not found".to_owned())));
     assert_eq!(failed, Seen::Settled("p:1 not pulled: not found; http://a did not serve it".to_owned()));
     for result in [Ok(()), Err("no such host".to_owned())] {
-        let seen = judge("p:1", &pulled(&[], result));
+        let seen = judge("p:1", true, &pulled(&[], result));
         let Seen::Settled(got) = seen else { panic!("{seen:?}") };
         assert!(got.contains("asked none of the listeners"), "{got}");
     }
@@ -170,4 +170,21 @@ fn a_header_that_a_redirect_loses() {
         authorized(&"[header]\nauthorization = \"x\"".parse().unwrap()).as_deref(),
         Some("the server")
     );
+}
+
+#[test]
+fn an_upstream_that_stands_in_for_its_caches_is_no_cache() {
+    // What the watchdog leaves of the file once they are all out.
+    let text = "server = \"https://remote\"\n[host.\"https://remote\"]\n";
+    let asked = |object: &str| Request { endpoint: 0, method: "GET".to_owned(), object: object.to_owned() };
+    let shown = Pulled {
+        endpoints: all(text, "x.io"),
+        asked: vec![asked("manifests/1"), asked("blobs/sha256:l")],
+        result: Ok(()),
+    };
+    let got = "pulled p:1: manifest from the upstream itself, https://remote, 1 blob from the upstream itself, \
+               https://remote";
+    assert_eq!(judge("p:1", false, &shown), Seen::Good(got.to_owned()));
+    let got = format!("{got}; its hosts.toml names no cache now (see `larder status`)");
+    assert_eq!(judge("p:1", true, &shown), Seen::Warned(got));
 }

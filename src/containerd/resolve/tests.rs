@@ -353,12 +353,15 @@ fn what_masks_the_default() {
     for (file, text, trap) in [
         ("r.example/", "", "certs.d/r.example: no hosts.toml"),
         ("r.example/hosts.toml", "", "hosts.toml: an empty hosts.toml"),
+        ("r.example/hosts.toml", "# nothing\n", "hosts.toml: "),
     ] {
         for version in ALL {
             let found = resolve(version, "r.example", &[(file, text), ("_default/hosts.toml", MIRROR)]);
             assert_eq!(show(&found), R, "{file} on {version}");
             assert!(
-                trapped(&found, trap) && trapped(&found, "_default is not looked at"),
+                trapped(&found, trap)
+                    && (trapped(&found, "_default is not looked at")
+                        || trapped(&found, "takes nothing of this file")),
                 "{:?}",
                 found.traps
             );
@@ -612,6 +615,42 @@ fn legacy_tls() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
+    /// `migrate` reads the older settings by itself.
+    #[test]
+    fn both_readers_of_legacy_mirrors_agree(
+        mirrors in proptest::collection::btree_map(
+            prop::sample::select(vec!["r.example", "*", "docker.io", "localhost:5000", "10.0.0.1:5000"]),
+            proptest::collection::vec(prop::sample::select(vec![
+                "http://m:5000", "https://m/p/", "https://m/v2/p", "http://m/", "m:5000", "127.0.0.1:5000", "https://r.example",
+                "https://registry-1.docker.io", "http://localhost:5000", "http://[::1]:5000", "[::1]:5000", "https://docker.io/x",
+                "http://m:x", "//m", "http://u:p@m", "r.example",
+            ]), 0..4),
+            0..4,
+        ),
+        host in prop::sample::select(vec!["r.example", "docker.io", "localhost:5000", "10.0.0.1:5000", "other.example"]),
+    ) {
+        use crate::containerd::legacy::Legacy;
+        let mirrors: indexmap::IndexMap<String, Vec<String>> = mirrors
+            .into_iter()
+            .map(|(key, urls)| (key.to_owned(), urls.into_iter().map(str::to_owned).collect()))
+            .collect();
+        let mut config = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors]\n\"none\".endpoint = []\n".to_owned();
+        for (key, urls) in &mirrors {
+            config.push_str(&format!("{key:?}.endpoint = {urls:?}\n"));
+        }
+        for version in [V1_7, V2_1] {
+            let found = resolve_with(version, &config, host, &[]);
+            let ours: Vec<String> = found.endpoints.iter().map(|asked| asked.url.clone()).collect();
+            let legacy = Legacy { mirrors: mirrors.clone(), ..Legacy::default() };
+            // It refuses more than containerd does.
+            if let Ok(theirs) = legacy.endpoints(host, version) {
+                let theirs: Vec<String> =
+                    theirs.iter().map(|asked| asked.url().trim_end_matches('/').to_owned()).collect();
+                prop_assert_eq!(ours, theirs, "{} of {:?} on {}", host, mirrors, version);
+            }
+        }
+    }
+
     #[test]
     fn no_bytes_are_a_panic(any in any::<Vec<u8>>(), case in 0..HOSTS.len(), patch in ".{0,8}", at in 0..80_usize, host in ".{0,12}") {
         let mut near = HOSTS[case].1.to_owned();
@@ -624,6 +663,6 @@ proptest! {
         let _ = Url::parse(&patch);
         let _ = Url::parse(&format!("http{host}"));
         let _ = url::is_loopback(&host);
-        let _ = names(&host);
+        let _ = lookup::names(&host);
     }
 }
