@@ -1,6 +1,6 @@
 //! The commands that look at a machine, and the one that changes it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, stderr, stdout};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::{Input, Output, code, machine, print, print_json, read_node, refused, tell_warning};
 use crate::apply::{Applied, apply};
+use crate::containerd::config::{Effective, Planned};
 use crate::diff::{Action, Diff, Summary, diff, enabled_units};
 use crate::facts::{self, CONTAINERD_CONFIG, Facts};
 use crate::host::{Host, NetworkWanted};
@@ -16,7 +17,7 @@ use crate::journal::{Manifest, make_state_folder};
 use crate::node::{Node, Schedule};
 use crate::plan::network::is_network_file;
 use crate::plan::timers::timer_drop_in;
-use crate::plan::{Plan, REGISTRY_FOLDER, Refused, STATE, plan};
+use crate::plan::{Plan, REGISTRY_FOLDER, Refused, Resource, STATE, plan};
 use crate::root::{Access, Entry, Lock, Root};
 use crate::verify::{self, Report};
 use crate::watch;
@@ -68,7 +69,7 @@ fn warn(plan: &Plan, diff: &Diff) {
 }
 
 /// What only the machine can say against a plan that changes something.
-fn ask_machine(host: &dyn Host, node: &Node, prepared: &Prepared, diff: &Diff) -> Result<()> {
+fn ask_machine(root: &Root, host: &dyn Host, node: &Node, prepared: &Prepared, diff: &Diff) -> Result<()> {
     let changed: BTreeSet<&str> = diff
         .changes
         .iter()
@@ -99,9 +100,40 @@ fn ask_machine(host: &dyn Host, node: &Node, prepared: &Prepared, diff: &Diff) -
             ));
         }
     }
+    if changed.iter().any(|path| facts::is_containerd_config(path)) {
+        reasons.extend(containerd_objects(root, node, prepared)?);
+    }
     let bad = host.bad_calendars(&calendars)?;
     reasons.extend(bad.into_iter().map(|reason| format!("calendar {reason}")));
     if reasons.is_empty() { Ok(()) } else { Err(Refused(reasons).into()) }
+}
+
+/// What this containerd would make of the planned configuration, as far as that is not what the profile wants.
+fn containerd_objects(root: &Root, node: &Node, prepared: &Prepared) -> Result<Vec<String>> {
+    let (Some(client), Some(version)) = (&node.containerd, prepared.facts.containerd.version) else {
+        return Ok(Vec::new());
+    };
+    let mut files = Planned { root, files: BTreeMap::new() };
+    for (path, resource) in &prepared.plan.resources {
+        if let Resource::File { bytes, .. } = resource
+            && facts::is_containerd_config(path)
+        {
+            files.files.insert(path, bytes);
+        }
+    }
+    let effective = Effective::read(&files, version)?;
+    let mut reasons: Vec<String> =
+        effective.fatal.iter().chain(&effective.cri_down).map(ToString::to_string).collect();
+    let config_path = &effective.config_path;
+    if reasons.is_empty() && config_path.value != client.certs_dir.as_str() {
+        reasons.push(format!(
+            "{}: containerd {version} would take config_path {:?} from there, not {}: take it out",
+            config_path.origin.as_ref().map_or("its built-in default".to_owned(), ToString::to_string),
+            config_path.value,
+            client.certs_dir
+        ));
+    }
+    Ok(reasons)
 }
 
 /// What the profile wants on the interface that it means.
@@ -123,7 +155,7 @@ pub(super) fn plan_command(input: &Input, purge: bool) -> Result<u8> {
     let (root, host) = machine(input)?;
     let prepared = prepare(&root, host.as_ref(), &node)?;
     let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
-    ask_machine(host.as_ref(), &node, &prepared, &diff)?;
+    ask_machine(&root, host.as_ref(), &node, &prepared, &diff)?;
     match input.output {
         Output::Text => {
             warn(&prepared.plan, &diff);
@@ -160,13 +192,13 @@ pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
     // Refuses before it touches anything, the folder of the lock among it.
     if !root.exists(STATE) {
         let prepared = prepare(&root, host, &node)?;
-        ask_machine(host, &node, &prepared, &diff(&prepared.plan, &root, &prepared.manifest, purge)?)?;
+        ask_machine(&root, host, &node, &prepared, &diff(&prepared.plan, &root, &prepared.manifest, purge)?)?;
         make_state_folder(&root)?;
     }
     let lock = lock(&root)?;
     let prepared = prepare(&root, host, &node)?;
     let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
-    ask_machine(host, &node, &prepared, &diff)?;
+    ask_machine(&root, host, &node, &prepared, &diff)?;
     let address = address(&node, &prepared.facts);
     warn(&prepared.plan, &diff);
     let summary = diff.summary();

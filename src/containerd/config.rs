@@ -1,12 +1,14 @@
 //! What one version of containerd takes from its `config.toml` and from what that imports: the rules of
 //! `LoadConfig` and of the CRI plugin's own checks, version by version.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::Result;
 use indexmap::IndexMap;
 
 use super::Version;
 pub use super::document::Origin;
-use crate::root::Root;
+use crate::root::{Root, folder_of};
 use load::Loader;
 
 mod load;
@@ -124,12 +126,67 @@ impl std::fmt::Display for Note {
     }
 }
 
+/// Where the files are.
+pub trait Files {
+    /// # Errors
+    /// When it is there and cannot be read.
+    fn read(&self, path: &str) -> Result<Option<Vec<u8>>>;
+    fn exists(&self, path: &str) -> bool;
+    /// The names in a folder, sorted.
+    ///
+    /// # Errors
+    /// When it is there and cannot be listed.
+    fn list(&self, folder: &str) -> Result<Vec<String>>;
+}
+
+impl Files for Root {
+    fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        Self::read(self, path)
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        Self::exists(self, path)
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<String>> {
+        Self::list(self, folder)
+    }
+}
+
+/// A machine's files with some that are not written yet.
+pub struct Planned<'p> {
+    pub root: &'p Root,
+    /// Below the root.
+    pub files: BTreeMap<&'p str, &'p [u8]>,
+}
+
+impl Files for Planned<'_> {
+    fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        match self.files.get(path) {
+            Some(bytes) => Ok(Some(bytes.to_vec())),
+            None => self.root.read(path),
+        }
+    }
+
+    fn exists(&self, path: &str) -> bool {
+        let below = |file: &&str| file.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'));
+        self.files.contains_key(path) || self.files.keys().any(below) || self.root.exists(path)
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let planned = self.files.keys().filter(|path| folder_of(path) == folder);
+        let planned = planned.filter_map(|path| Some(path.rsplit('/').next()?.to_owned()));
+        let names: BTreeSet<String> = self.root.list(folder)?.into_iter().chain(planned).collect();
+        Ok(names.into_iter().collect())
+    }
+}
+
 impl Effective {
     /// Reads what containerd of this version would read.
     ///
     /// # Errors
     /// When a file that is there cannot be read. What containerd would refuse is no error: it is a note.
-    pub fn read(root: &Root, version: Version) -> Result<Self> {
+    pub fn read(root: &dyn Files, version: Version) -> Result<Self> {
         let mut loader = Loader::new(version);
         loader.load(root)?;
         Ok(loader.finish())

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::root::Root;
+use super::config::Files;
 
 /// An absolute path without its slash, and without `.`, `..` and empty parts.
 #[must_use]
@@ -24,7 +24,7 @@ pub fn clean(path: &str) -> String {
 ///
 /// # Errors
 /// When a folder that is there cannot be listed.
-pub fn find(root: &Root, pattern: &str) -> Result<Option<Vec<String>>> {
+pub fn find(root: &dyn Files, pattern: &str) -> Result<Option<Vec<String>>> {
     if fits(pattern, "").is_none() {
         return Ok(None);
     }

@@ -7,10 +7,12 @@ use indexmap::IndexMap;
 
 use super::registry::{IMAGES, array, is_cri, keys, pull};
 use super::shape::{Shape, TOP, shapes};
-use super::{Effective, MAIN, Note, Origin, Pull, SECTIONS, Setting, SourceFile, TRANSFER, V1, V2, V3};
+use super::{
+    Effective, Files, MAIN, Note, Origin, Pull, SECTIONS, Setting, SourceFile, TRANSFER, V1, V2, V3,
+};
 use crate::containerd::document::{Node, Value, parse};
 use crate::containerd::{Version, glob};
-use crate::root::{Root, folder_of};
+use crate::root::folder_of;
 
 /// How files become one configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +67,7 @@ impl Loader {
         self.fatal.push(Note::new(origin, text));
     }
 
-    pub(super) fn load(&mut self, root: &Root) -> Result<()> {
+    pub(super) fn load(&mut self, root: &dyn Files) -> Result<()> {
         if !root.exists(MAIN) {
             return Ok(());
         }
@@ -131,7 +133,7 @@ impl Loader {
     }
 
     /// The files that one import names; `None` for a broken pattern.
-    fn resolve_import(&self, root: &Root, importer: &str, pattern: &str) -> Result<Option<Vec<String>>> {
+    fn resolve_import(&self, root: &dyn Files, importer: &str, pattern: &str) -> Result<Option<Vec<String>>> {
         // 1.6 looks for a relative pattern where containerd runs, which is `/` for a unit of systemd.
         let runs_in_root = self.version < Version::new(1, 7, 0) && pattern.contains('*');
         let path = match pattern.strip_prefix('/') {

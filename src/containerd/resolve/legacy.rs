@@ -18,7 +18,7 @@ pub fn legacy(effective: &Effective, host: &str) -> Result<(Vec<Asked>, Option<O
     for endpoint in mirror.into_iter().flat_map(|mirror| &mirror.value) {
         let refuse = |reason: &str| {
             let at = origin.clone().unwrap_or_else(|| Origin::file(MAIN));
-            Note::new(&at, format!("endpoint {endpoint:?}: {reason}: every pull fails"))
+            Note::new(&at, format!("endpoint {:?}: {reason}: every pull fails", url::shown(endpoint)))
         };
         let full = if endpoint.contains("://") {
             endpoint.clone()

@@ -305,8 +305,13 @@ impl Resolver<'_> {
         let scheme = if then_http { "https" } else { entry.url.scheme.as_str() };
         let docker = self.host == "docker.io" && entry.url.host == "registry-1.docker.io";
         let proxied = self.host != entry.url.host && !docker;
+        let mut address = format!("{scheme}://{}{}", entry.url.host, entry.url.path.trim_end_matches('/'));
+        if entry.url.host.ends_with(':') {
+            // A misread URL has its user in the path.
+            address = url::shown(&address);
+        }
         Asked {
-            url: format!("{scheme}://{}{}", entry.url.host, entry.url.path.trim_end_matches('/')),
+            url: address,
             then_http,
             role,
             capabilities: entry.capabilities,

@@ -5,7 +5,7 @@ use crate::containerd::config::Note;
 use crate::containerd::document::{Document, Node, Origin, Value, parse};
 use crate::containerd::{Version, duration};
 
-use super::url::{Url, clean};
+use super::url::{Url, clean, shown};
 use super::{Capability, Entry};
 
 /// A file that is in effect.
@@ -55,7 +55,7 @@ pub fn read(file: &str, bytes: &[u8], version: Version) -> Result<HostsFile, Ref
     let hosts = root.get(&["host"]);
     for (name, table) in hosts.and_then(Node::table).into_iter().flatten() {
         check_types(table, version)?;
-        reader.unknown(table, &format!("host.{name:?}"));
+        reader.unknown(table, &format!("host.{:?}", shown(name)));
     }
     check_types(root, version)?;
     let server = field(root, "server", version);
@@ -102,7 +102,7 @@ impl Reader {
             return Err(Note::new(&Origin::file(file), text).into());
         };
         if let Some((name, node)) = hosts.iter().find(|(_, node)| node.table().is_none()) {
-            let note = wrong(node, &format!("host.{name:?}"), "a table");
+            let note = wrong(node, &format!("host.{:?}", shown(name)), "a table");
             return Err(Refused { note, crash: hosts.len() > 1, syntax: false });
         }
         let inline = |name: &str| {
@@ -151,8 +151,9 @@ impl Reader {
             last = name;
             let origin = Origin::line(file, *line);
             if names.iter().any(|(other, _)| other == name) {
+                let hidden = shown(name);
                 let text = format!(
-                    "host.{name:?}: a table of it after another host's makes containerd 2 ask it twice"
+                    "host.{hidden:?}: a table of it after another host's makes containerd 2 ask it twice"
                 );
                 self.trap(&origin, text);
             }
@@ -160,11 +161,12 @@ impl Reader {
         }
         for (name, node) in document.root.get(&["host"]).and_then(Node::table).into_iter().flatten() {
             if node.table().is_none() {
-                return Err(wrong(node, &format!("host.{name:?}"), "a table").into());
+                return Err(wrong(node, &format!("host.{:?}", shown(name)), "a table").into());
             }
             if !names.iter().any(|(other, _)| other == name) {
+                let hidden = shown(name);
                 let text = format!(
-                    "host.{name:?}: containerd 2 sees only hosts with a [host.\"URL\"] header of their own"
+                    "host.{hidden:?}: containerd 2 sees only hosts with a [host.\"URL\"] header of their own"
                 );
                 self.trap(&node.origin, text);
             }
@@ -236,17 +238,18 @@ impl Reader {
     }
 
     fn url(&mut self, server: &str, override_path: bool, origin: &Origin) -> Result<Url, Note> {
+        let hidden = shown(server);
         let full = if server.starts_with("http") { server.to_owned() } else { format!("https://{server}") };
         let mut url =
-            Url::parse(&full).map_err(|reason| Note::new(origin, format!("{server:?}: {reason}")))?;
+            Url::parse(&full).map_err(|reason| Note::new(origin, format!("{hidden:?}: {reason}")))?;
         if url.host.is_empty() || url.host.ends_with(':') {
             self.trap(
                 origin,
-                format!("{server:?} is not the URL that it seems to be: write https:// or http:// in lower case before it"),
+                format!("{hidden:?} is not the URL that it seems to be: write https:// or http:// in lower case before it"),
             );
         }
         if url.dropped {
-            self.trap(origin, format!("{:?}: containerd drops the user, query and fragment", shown(server)));
+            self.trap(origin, format!("{hidden:?}: containerd drops the user, query and fragment"));
         }
         if url.path.is_empty() {
             if !override_path {
@@ -257,7 +260,7 @@ impl Reader {
             if !override_path && !url.path.ends_with("/v2") {
                 if url.path.starts_with("/v2/") {
                     let text = format!(
-                        "{server:?}: containerd asks for {}/v2: set `override_path = true` for a path that is whole",
+                        "{hidden:?}: containerd asks for {}/v2: set `override_path = true` for a path that is whole",
                         url.path
                     );
                     self.trap(origin, text);
@@ -286,20 +289,13 @@ impl Reader {
         }
         for (name, table) in root.get(&["host"]).and_then(Node::table).into_iter().flatten() {
             if let Some(node) = table.get(&["server"]) {
+                let hidden = shown(name);
                 let text = format!(
-                    "server stands below [host.{name:?}] and is lost: it belongs above the first table"
+                    "server stands below [host.{hidden:?}] and is lost: it belongs above the first table"
                 );
                 self.trap(&node.origin, text);
             }
         }
-    }
-}
-
-/// A URL without what may be a password.
-fn shown(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
-        _ => url.to_owned(),
     }
 }
 

@@ -302,6 +302,24 @@ fn notes_stand_on_the_line_of_their_key() {
 }
 
 #[test]
+fn no_password_is_told() {
+    for text in [
+        "[host.\"http://u:geheim@m/v2/x\"]\nnonsense = 1\n",
+        "[host.\"http://u:geheim@m:x\"]\n",
+        "[host.\"HTTP://u:geheim@m\"]\n[host.\"http://n\"]\n[host.\"HTTP://u:geheim@m\".header]\n",
+        "server = \"u:geheim@s\"\n[host]\n\"http://u:geheim@m\" = {}\n",
+        "[host.\"http://m\".header]\nAuthorization = [\"geheim\", 1]\n",
+    ] {
+        for version in ALL {
+            let found = resolve(version, "r.example", &[("r.example/hosts.toml", text)]);
+            let told =
+                format!("{:?} {:?} {:?} {:?}", found.traps, found.ignored, found.fails, found.endpoints);
+            assert!(!told.contains("geheim"), "{version}: {told}");
+        }
+    }
+}
+
+#[test]
 fn broken_toml_may_crash_1_6() {
     for version in ALL {
         let found = resolve(version, "r.example", &[("r.example/hosts.toml", "server = \n[host.\"a\"]\n")]);
