@@ -214,12 +214,11 @@ pub enum Round {
     Done(Vec<Event>),
 }
 
-/// Asks everyone once and makes the files say who answers. `lightly`: those that are well only whether they
-/// answer at all, and within the time.
+/// Asks everyone once and makes the files say who answers.
 ///
 /// # Errors
 /// When a file cannot be read or written; the next round tries again.
-pub fn round(root: &Root, lightly: bool) -> Result<Round> {
+pub fn round(root: &Root) -> Result<Round> {
     let Some(bytes) = root.read(CONFIG)? else { return Ok(Round::Idle) };
     let watched =
         Watched::parse(&bytes).with_context(|| format!("read {}: run `larder apply`", root.show(CONFIG)))?;
@@ -231,7 +230,7 @@ pub fn round(root: &Root, lightly: bool) -> Result<Round> {
         .flat_map(|file| &file.caches)
         .map(|url| {
             let patient = before.endpoints.get(url).is_none_or(|health| !health.out && health.why.is_none());
-            (url.as_str(), Question { url, patient, lightly: lightly && patient })
+            (url.as_str(), Question { url, patient })
         })
         .collect();
     let answers = ask::ask(&questions.into_values().collect::<Vec<_>>());

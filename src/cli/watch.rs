@@ -13,8 +13,6 @@ use crate::watch::{self, Event, Round};
 
 /// From the end of a round to the next one.
 const PAUSE: Duration = Duration::from_secs(3);
-/// Of so many rounds one asks everyone `GET /v2/`. Errors, which only that shows, cost containerd nothing.
-const FULL: u32 = 10;
 
 pub(super) fn watch_command(rounds: u32, root: Option<&Path>) -> Result<u8> {
     if !nix::unistd::geteuid().is_root() {
@@ -28,7 +26,7 @@ pub(super) fn watch_command(rounds: u32, root: Option<&Path>) -> Result<u8> {
         if round > 0 {
             std::thread::sleep(PAUSE);
         }
-        let events = match watch::round(&root, round % FULL != 0)? {
+        let events = match watch::round(&root)? {
             Round::Idle => break,
             Round::Skipped => continue,
             Round::Done(events) => events,

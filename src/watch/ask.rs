@@ -1,5 +1,8 @@
-//! The cheap question, put to every endpoint at once: `GET /v2/`, or less. One thread and one poll(2), for it is asked
-//! every few seconds for as long as the machine runs.
+//! The cheap question, put to every endpoint at once. One thread and one poll(2), for it is asked every few seconds
+//! for as long as the machine runs.
+//!
+//! First `GET /`: a Distribution registry (2.8 and 3.1) says there that it is alive and its store is well, and keeps no
+//! record of it; `GET /v2/` is two lines in its log each time. Whoever says anything else there is asked `GET /v2/`.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -23,6 +26,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const MOST: usize = 256;
 /// `HTTP/1.1 200`.
 const STATUS_LINE: usize = 12;
+/// Distribution's has some 120 bytes.
+const LONGEST_HEAD: usize = 4096;
 
 /// One endpoint.
 #[derive(Debug, Clone, Copy)]
@@ -31,9 +36,6 @@ pub struct Question<'a> {
     pub url: &'a str,
     /// In use: it is worth to ask again.
     pub patient: bool,
-    /// `OPTIONS *` instead: Go's server, and so every Distribution registry, answers that by itself and keeps no
-    /// record of it; `GET /v2/` is two lines in the registry's log each time.
-    pub lightly: bool,
 }
 
 /// Who answered 200, and why the others did not.
@@ -103,7 +105,8 @@ struct Work<'a> {
     addresses: Vec<SocketAddr>,
     attempts: usize,
     patient: bool,
-    lightly: bool,
+    /// Nothing was said at `/` that says enough.
+    in_full: bool,
     begun: Option<Instant>,
     /// Of this attempt.
     ends: Instant,
@@ -126,7 +129,7 @@ impl<'a> Work<'a> {
             addresses,
             attempts: 0,
             patient: question.patient,
-            lightly: question.lightly,
+            in_full: false,
             begun: None,
             ends: now,
             stage: if known { Stage::Waiting(now) } else { Stage::Bad },
@@ -163,10 +166,8 @@ impl<'a> Work<'a> {
         }
         self.begun.get_or_insert(now);
         self.ends = self.last().map_or(now, |last| last.min(now + ATTEMPT));
-        // A name with several addresses: another one each time.
-        let address = self.addresses.get(self.attempts % self.addresses.len().max(1)).copied();
         self.attempts += 1;
-        match address.map(open) {
+        match self.address().map(open) {
             Some(Ok(fd)) => {
                 self.stage = Stage::Connecting(fd);
                 true
@@ -182,6 +183,11 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// A name with several addresses: another one with each attempt.
+    fn address(&self) -> Option<SocketAddr> {
+        self.addresses.get(self.attempts % self.addresses.len().max(1)).copied()
+    }
+
     fn fail(&mut self, why: String, now: Instant) {
         self.why = why;
         let again = now + PAUSE;
@@ -191,13 +197,27 @@ impl<'a> Work<'a> {
         };
     }
 
+    /// Asks once more in the time of this attempt.
+    fn ask_in_full(&mut self) {
+        self.in_full = true;
+        self.stage = match self.address().map(open) {
+            Some(Ok(fd)) => Stage::Connecting(fd),
+            Some(Err(errno)) => return self.fail(words(errno), Instant::now()),
+            None => Stage::Bad,
+        };
+    }
+
     fn give_up(&mut self, now: Instant) {
         if now < self.ends {
             return;
         }
         match self.stage {
             Stage::Connecting(_) => self.fail("no connection within 1 s".to_owned(), now),
-            Stage::Reading(..) => self.fail("no answer within 1 s".to_owned(), now),
+            Stage::Reading(..) => {
+                // Another try asks where everyone has to answer.
+                self.in_full = true;
+                self.fail("no answer within 1 s".to_owned(), now);
+            }
             _ => {}
         }
     }
@@ -213,12 +233,15 @@ impl<'a> Work<'a> {
             Stage::Reading(fd, mut answer) => {
                 let mut buffer = [0; 256];
                 match read(&fd, &mut buffer) {
+                    Ok(0) if !self.in_full => self.ask_in_full(),
                     Ok(0) => self.fail("connection closed without an answer".to_owned(), Instant::now()),
                     Ok(count) => {
                         answer.extend(buffer.iter().take(count));
-                        match judge(&answer, self.lightly) {
+                        let judged = if self.in_full { judge(&answer) } else { is_alive(&answer) };
+                        match judged {
                             None => self.stage = Stage::Reading(fd, answer),
                             Some(Ok(())) => self.stage = Stage::Good,
+                            Some(Err(_)) if !self.in_full => self.ask_in_full(),
                             Some(Err(why)) => self.fail(why, Instant::now()),
                         }
                     }
@@ -241,7 +264,7 @@ impl<'a> Work<'a> {
         }
         let request = format!(
             "{} HTTP/1.1\r\nHost: {}\r\nUser-Agent: larder-watch/{}\r\nConnection: close\r\n\r\n",
-            if self.lightly { "OPTIONS *" } else { "GET /v2/" },
+            if self.in_full { "GET /v2/" } else { "GET /" },
             self.authority,
             env!("CARGO_PKG_VERSION")
         );
@@ -259,14 +282,33 @@ fn open(address: SocketAddr) -> nix::Result<OwnedFd> {
     }
 }
 
+/// Whether this is how Distribution says at `/` that it is alive (`alive` in its registry/registry.go), once the head
+/// is there.
+fn is_alive(answer: &[u8]) -> Option<Result<(), String>> {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut response = httparse::Response::new(&mut headers);
+    let alive = match response.parse(answer) {
+        Ok(httparse::Status::Partial) if answer.len() < LONGEST_HEAD => return None,
+        Ok(httparse::Status::Partial) | Err(_) => false,
+        Ok(httparse::Status::Complete(_)) => {
+            let says = |name: &str, value: &[u8]| {
+                response
+                    .headers
+                    .iter()
+                    .any(|header| header.name.eq_ignore_ascii_case(name) && header.value == value)
+            };
+            response.code == Some(200) && says("cache-control", b"no-cache") && says("content-length", b"0")
+        }
+    };
+    Some(if alive { Ok(()) } else { Err("it says something else at /".to_owned()) })
+}
+
 /// What the first bytes of the answer say, once there are enough.
-fn judge(answer: &[u8], lightly: bool) -> Option<Result<(), String>> {
+fn judge(answer: &[u8]) -> Option<Result<(), String>> {
     let line = answer.get(..STATUS_LINE)?;
     let status = line.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
     Some(match status.map(String::from_utf8_lossy).as_deref() {
         Some("200") => Ok(()),
-        // Who takes no such question answers all the same.
-        Some(status) if lightly && status.bytes().all(|byte| byte.is_ascii_digit()) => Ok(()),
         Some(status) if status.bytes().all(|byte| byte.is_ascii_digit()) => {
             Err(format!("it answers {status}"))
         }
@@ -352,8 +394,7 @@ mod tests {
             endpoint(None),
             refused(),
         ];
-        let questions: Vec<_> =
-            urls.iter().map(|url| Question { url, patient: true, lightly: false }).collect();
+        let questions: Vec<_> = urls.iter().map(|url| Question { url, patient: true }).collect();
         let started = Instant::now();
         let answers = ask(&questions);
         // One after the other they would take ten.
@@ -374,12 +415,37 @@ mod tests {
     }
 
     #[test]
-    fn lightly_any_answer_will_do() {
-        let urls = [endpoint(Some("HTTP/1.1 405 Method Not Allowed\r\n\r\n")), endpoint(None), refused()];
-        let questions: Vec<_> =
-            urls.iter().map(|url| Question { url, patient: false, lightly: true }).collect();
-        let answers = ask(&questions);
-        assert_eq!(urls.map(|url| answers[&url].is_ok()), [true, false, false]);
+    fn a_registry_that_is_alive_is_asked_once_and_leaves_no_line_in_its_log() {
+        const ALIVE: &str = "HTTP/1.1 200 OK\r\nCache-Control: no-cache\r\nContent-Length: 0\r\n\r\n";
+        let asked = |at_root: &'static str, at_v2: &'static str| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let (lines, seen) = mpsc::channel();
+            std::thread::spawn(move || {
+                for connection in listener.incoming() {
+                    let mut connection = connection.unwrap();
+                    let mut request = [0; 1024];
+                    let count = connection.read(&mut request).unwrap();
+                    let line = String::from_utf8_lossy(&request[..count]).lines().next().unwrap().to_owned();
+                    let reply = if line == "GET / HTTP/1.1" { at_root } else { at_v2 };
+                    let _ = lines.send(line);
+                    let _ = connection.write_all(reply.as_bytes());
+                }
+            });
+            let good = ask(&[Question { url: &url, patient: false }])[&url].is_ok();
+            (good, seen.try_iter().collect::<Vec<_>>())
+        };
+        let both = ["GET / HTTP/1.1".to_owned(), "GET /v2/ HTTP/1.1".to_owned()];
+        let once = both[..1].to_vec();
+        let (ok, bad) = ("HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 503 Service Unavailable\r\n\r\n");
+        assert_eq!(asked(ALIVE, bad), (true, once), "Distribution");
+        assert_eq!(
+            asked(ok, bad),
+            (false, both.to_vec()),
+            "somebody's front page before a registry that is down"
+        );
+        assert_eq!(asked(bad, ok), (true, both.to_vec()), "a registry of another make");
+        assert_eq!(asked("", ok), (true, both.to_vec()), "one that hangs up at /");
     }
 
     #[test]
@@ -397,17 +463,15 @@ mod tests {
                 let _ = connection.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
             }
         });
-        assert_eq!(ask(&[Question { url: &url, patient: true, lightly: false }])[&url], Ok(()));
+        assert_eq!(ask(&[Question { url: &url, patient: true }])[&url], Ok(()));
     }
 
     #[test]
     fn names_are_looked_up() {
         let url = endpoint(Some("HTTP/1.1 200 OK\r\n\r\n")).replace("127.0.0.1", "localhost");
         let nowhere = "http://nowhere.invalid:5000".to_owned();
-        let answers = ask(&[
-            Question { url: &url, patient: true, lightly: false },
-            Question { url: &nowhere, patient: false, lightly: false },
-        ]);
+        let answers =
+            ask(&[Question { url: &url, patient: true }, Question { url: &nowhere, patient: false }]);
         assert_eq!(answers[&url], Ok(()));
         assert_eq!(answers[&nowhere], Err("its name leads to no address".to_owned()));
     }
@@ -416,8 +480,7 @@ mod tests {
     fn more_than_may_be_open_at_a_time() {
         let url = endpoint(Some("HTTP/1.1 200 OK\r\n\r\n"));
         let urls: Vec<String> = (0..400).map(|n| format!("{url}/{n}")).collect();
-        let questions: Vec<_> =
-            urls.iter().map(|url| Question { url, patient: true, lightly: false }).collect();
+        let questions: Vec<_> = urls.iter().map(|url| Question { url, patient: true }).collect();
         let answers = ask(&questions);
         let bad: Vec<_> = answers.iter().filter(|(_, answer)| answer.is_err()).collect();
         assert!(bad.is_empty(), "{} bad, {:?}", bad.len(), bad.first());
