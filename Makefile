@@ -2,19 +2,20 @@
 # make test     all of it: check, and the end-to-end scenarios on real machines (root, or sudo)
 # make demo     a throwaway machine that is a cache and its own client, provisioned and shown
 # make bench    measured against `true`, bash and Ansible
-# make soak     ten minutes (SOAK_SECONDS) of pulls, collections, restarts and crashes
+# make soak     ten minutes (SOAK_SECONDS) of pulls, collections, restarts and crashes, and one more containerd
 # make images   build the machines' images now, side by side, rather than when a scenario wants one
 # make deps     install what is missing; the targets above do it themselves
 # make clean    remove what was built, images and tools of the tests included
 
 export SOAK_SECONDS ?= 600
+export LARDER_CONTAINERDS ?= 2.4
 export LARDER_CACHE ?= /var/cache/larder-dev
 # Tools that `deps` builds are found, the machine's own first.
 export PATH := $(PATH):$(LARDER_CACHE)/bin
 TARGET := $(shell uname -m)-unknown-linux-musl
 LARDER := target/$(TARGET)/release/larder
 # The scenarios make network namespaces and mounts.
-ROOT := $(if $(filter 0,$(shell id -u)),,sudo env PATH="$(PATH)" LARDER_CACHE="$(LARDER_CACHE)" SOAK_SECONDS="$(SOAK_SECONDS)")
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo env PATH="$(PATH)" LARDER_CACHE="$(LARDER_CACHE)" SOAK_SECONDS="$(SOAK_SECONDS)" LARDER_CONTAINERDS="$(LARDER_CONTAINERDS)")
 
 .PHONY: check test e2e build images demo bench soak deps clean
 
@@ -43,8 +44,10 @@ bench: build
 	tests/deps bench
 	$(ROOT) tests/bench/run $(LARDER)
 
+# Whole: also with the containerd that `test` leaves out for its time.
+soak: export LARDER_CONTAINERDS = 2.3 2.4
 soak: build
-	$(ROOT) tests/e2e/run --larder $(LARDER) soak
+	$(ROOT) tests/e2e/run --larder $(LARDER) soak explain versions options migrate
 
 deps:
 	@tests/deps

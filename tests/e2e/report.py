@@ -1,5 +1,6 @@
 """What a run says: one line per check, wanted beside got, and a count at the end."""
 
+import re
 import sys
 import time
 
@@ -53,6 +54,20 @@ class Report:
         """A scenario that could not go on is a failure, whatever the reason."""
         self.failed += 1
         self._line(f"not ok - {self.scenario}: wanted the scenario to run to its end, got {brief(str(error), 1500)}")
+
+    def add(self, scenario, said):
+        """What another process reported, its count in the last line."""
+        lines = said.splitlines()
+        count = re.fullmatch(r"(\d+) passed, (\d+) failed, (\d+) skipped", lines[-1] if lines else "")
+        for line in lines[:-1] if count else lines:
+            self._line(line)
+        if count:
+            self.passed, self.failed, self.skipped = (
+                before + int(more) for before, more in zip((self.passed, self.failed, self.skipped), count.groups())
+            )
+        else:
+            self.scenario = scenario
+            self.stopped("it ended without a count")
 
     def close(self):
         self._line(f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped")
