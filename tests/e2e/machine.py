@@ -57,6 +57,8 @@ class Unavailable(Exception):
     """Something optional that this host has not got: a scenario skips, with this as the reason."""
 
 
+# By image: what Debian carries.
+DEBIANS = {"bookworm": "1.6", "trixie": "1.7", "forky": "2.1"}
 # What tests/deps builds: versions' first two numbers, and programs. `make soak` adds one.
 CONTAINERDS = tuple(os.environ.get("LARDER_CONTAINERDS", "2.4").split())
 CONTAINERD_PROGRAMS = ("containerd", "ctr", "containerd-shim-runc-v2")

@@ -8,7 +8,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from machine import profile
+from machine import DEBIANS, profile
 from report import at_least, at_most, exits, has, lacks
 from scenarios.common import by_containerd, pulled, reference, repository
 
@@ -16,7 +16,6 @@ SECONDS = 420
 BOUND = 20
 CACHE = "10.0.20.21"
 IMAGE = reference("docker.io")
-SUITES = {"bookworm": "1.6", "trixie": "1.7", "forky": "2.1"}
 HOSTS = "/etc/containerd/certs.d/docker.io/hosts.toml"
 # What `watch` can see, and what the cache is told.
 STATES = {
@@ -32,7 +31,7 @@ CLIENT = "containerd: { caches: [%s]%s }\n"
 
 
 def run(t):
-    trials = {suite: Trial(t.lab(suite)) for suite in SUITES}
+    trials = {suite: Trial(t.lab(suite)) for suite in DEBIANS}
     with ThreadPoolExecutor(len(trials)) as pool:
         jobs = {suite: pool.submit(trial.measure, suite == "trixie") for suite, trial in trials.items()}
         results = {suite: job.result() for suite, job in jobs.items()}
@@ -219,7 +218,7 @@ def shown(seconds):
 
 def table(t, results):
     t.note("one layer, pulled by CRI: before `watch` has seen the cache / after")
-    t.note(f"{'the cache':<14}" + "".join(f"{SUITES[suite]:>20}" for suite in results))
+    t.note(f"{'the cache':<14}" + "".join(f"{DEBIANS[suite]:>20}" for suite in results))
     cell = lambda before, after: f"{shown(before)} / {after}".rjust(20)
     t.note(f"{'is well':<14}" + "".join(shown(result["well"]).rjust(20) for result in results.values()))
     for name in STATES:
@@ -235,7 +234,7 @@ def table(t, results):
 
 def judge(trial, suite, seen):
     def check(what, got, wanted):
-        trial.check(f"{SUITES[suite]}: {what}", got, wanted)
+        trial.check(f"{DEBIANS[suite]}: {what}", got, wanted)
 
     check("apply", seen["apply"], exits(0))
     check("a round", seen["round"], exits(0))

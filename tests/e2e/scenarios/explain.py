@@ -5,7 +5,7 @@ import os
 import time
 from urllib.parse import urlsplit
 
-from machine import CONTAINERDS, HERE, Unavailable
+from machine import HERE
 from report import exits, has
 from trees import TREES
 
@@ -19,35 +19,25 @@ def run(t):
     with open(os.path.join(HERE, "try_trees.py"), encoding="utf-8") as file:
         script = file.read()
     summary = []
-    for suite, containerd, version in (
-        ("bookworm", None, "1.6."),
-        ("trixie", None, "1.7."),
-        ("forky", None, "2.1."),
-        *(("forky", newer, newer + ".") for newer in CONTAINERDS),
-    ):
-        with t.part(f"{suite}, containerd {version}x"):
-            lab = t.lab(suite)
-            try:
-                node = lab.machine("node", containerd)
-            except Unavailable as why:
-                t.skip("all of it", why)
-                continue
-            node.boot()
-            t.check("the containerd that runs", node.out("ctr version | sed '1,/Server/d'"), has(f"Version:  {version}"))
-            node.write("/root/try_trees.py", script)
-            started = time.monotonic()
-            done = node.sh("python3 /root/try_trees.py 2>/root/try_trees.err || cat /root/try_trees.err", stdin=json.dumps(TREES), timeout=300)
-            t.check("all trees tried", done, exits(0))
-            results = json.loads(done.out)
-            wrong = {result["name"]: differs for result in results if (differs := difference(result))}
-            for name, (wanted, got) in wrong.items():
-                t.check(name, got, wanted)
-            agree = len(results) - len(wrong)
-            t.check("trees on which explain and containerd agree", agree, len(TREES))
-            t.check("mirrors that nobody asks, and explain says no word", silent(results), [])
-            summary.append(f"containerd {version}x: {agree} of {len(TREES)} trees agree, {time.monotonic() - started:.0f}s")
-            lab.close()
-            t.labs.remove(lab)
+
+    def on(t, _, node, version):
+        node.boot()
+        t.check("the containerd that runs", node.out("ctr version | sed '1,/Server/d'"), has(f"Version:  {version}."))
+        node.write("/root/try_trees.py", script)
+        started = time.monotonic()
+        command = "python3 /root/try_trees.py 2>/root/try_trees.err || cat /root/try_trees.err"
+        done = node.sh(command, stdin=json.dumps(TREES), timeout=300)
+        t.check("all trees tried", done, exits(0))
+        results = json.loads(done.out)
+        wrong = {result["name"]: differs for result in results if (differs := difference(result))}
+        for name, (wanted, got) in wrong.items():
+            t.check(name, got, wanted)
+        agree = len(results) - len(wrong)
+        t.check("trees on which explain and containerd agree", agree, len(TREES))
+        t.check("mirrors that nobody asks, and explain says no word", silent(results), [])
+        summary.append(f"containerd {version}: {agree} of {len(TREES)} trees agree, {time.monotonic() - started:.0f}s")
+
+    t.each_containerd(on)
     for line in summary:
         t.note(line)
 

@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 
-from machine import CONTAINERDS, HERE, Unavailable
+from machine import CONTAINERDS, DEBIANS, HERE, Unavailable
 from report import at_least, has
 
 SECONDS = 600
 # Debian's own, and newer ones on testing.
-MACHINES = {"1.6": ("bookworm", None), "1.7": ("trixie", None), "2.1": ("forky", None)}
+MACHINES = {version: (suite, None) for suite, version in DEBIANS.items()}
 MACHINES |= {version: ("forky", version) for version in CONTAINERDS}
 NAMES = ("quay.test", "other.test", "mirror.test", "priv.test", "registry-1.docker.io")
 PKI = "/etc/migrations"

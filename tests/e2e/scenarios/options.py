@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 
-from machine import CONTAINERDS, HERE, Unavailable
+from machine import HERE
 from report import at_least, exits, has, lacks
 from scenarios.common import pulled, push, reference, repository, second_apply_changes_nothing
 from upstream import NAMES
@@ -298,13 +298,8 @@ def drop_in(t, lab, mirrors, node):
     t.check("drop-in: requests to the upstream after it", len(leaks(lab, mark, "docker.io")), at_least(3))
 
 
-def on(t, suite, containerd, version):
-    lab = t.lab(suite)
-    try:
-        node = lab.machine("node", containerd)
-    except Unavailable as why:
-        t.skip("all of it", why)
-        return
+def on(t, lab, node, version):
+    version = tuple(map(int, version.split(".")))
     push(lab, "1")
     mirrors = Mirrors(lab)
     read = lambda name: open(os.path.join(lab.directory, name), encoding="utf-8").read()
@@ -338,8 +333,4 @@ def on(t, suite, containerd, version):
 
 
 def run(t):
-    debians = (("bookworm", None, (1, 6)), ("trixie", None, (1, 7)), ("forky", None, (2, 1)))
-    newer = ((name, tuple(map(int, name.split(".")))) for name in CONTAINERDS)
-    for suite, containerd, version in (*debians, *(("forky", name, version) for name, version in newer)):
-        with t.part(f"{suite}, containerd {version[0]}.{version[1]}"):
-            on(t, suite, containerd, version)
+    t.each_containerd(on)

@@ -2,13 +2,11 @@
 
 import json
 
-from machine import CONTAINERDS, Unavailable, profile
+from machine import profile
 from report import exits, has, lacks
 from scenarios.common import by_containerd, push, reference
 
 SECONDS = 420  # one machine after the other
-
-MACHINES = (("bookworm", None), ("trixie", None), ("forky", None), ("forky", CONTAINERDS[-1]))
 
 UPSTREAMS = ("docker.io", "quay.io")
 CACHE = "http://10.0.20.10:5000"
@@ -16,18 +14,10 @@ PROBES = {"docker.io": "library/app:1", "quay.io": "app/quay-io:1"}
 
 
 def run(t):
-    for suite, containerd in MACHINES:
-        with t.part(suite if containerd is None else f"{suite}, containerd {containerd}"):
-            lab = t.lab(suite)
-            try:
-                node = lab.machine("node", containerd)
-            except Unavailable as why:
-                t.skip("all of it", why)
-                continue
-            on(t, lab, node)
+    t.each_containerd(on)
 
 
-def on(t, lab, node):
+def on(t, lab, node, _):
     push(lab, "1", upstreams=UPSTREAMS)
     text = profile(upstreams=UPSTREAMS, extra="verify: { timeout: 6s }\n")
     for name, image in PROBES.items():

@@ -1,11 +1,9 @@
 """A restart of containerd is a transaction, on every version, and running containers know nothing of it."""
 
-from machine import CONTAINERDS, Unavailable, changed
+from machine import changed
 from report import exits, has, lacks
 
 SECONDS = 420  # one machine after the other; containerd is given its time to come back
-
-MACHINES = (("bookworm", None), ("trixie", None), ("forky", None), ("forky", CONTAINERDS[-1]))
 
 PROFILE = "version: 1\nupstreams:\n  docker.io: { port: 5000 }\ncontainerd: { caches: [10.0.20.12] }\n"
 
@@ -57,19 +55,12 @@ ctr run --detach --runc-binary /srv/runc --config /srv/spec.json sleeper
 
 
 def run(t):
-    for suite, containerd in MACHINES:
-        with t.part(suite if containerd is None else f"{suite}, containerd {containerd}"):
-            lab = t.lab(suite)
-            try:
-                node = lab.machine("node", containerd)
-            except Unavailable as why:
-                t.skip("all of it", why)
-                continue
-            node.boot()
-            on(t, node, says_its_config_path=suite != "forky")
+    t.each_containerd(on)
 
 
-def on(t, node, says_its_config_path):
+def on(t, _, node, version):
+    says_its_config_path = version.startswith("1.")
+    node.boot()
     started = node.sh(CONTAINER)
     t.check("a container runs", started, exits(0))
     task = node.out("ctr task ls | awk '$1 == \"sleeper\" {print $2, $3}'")
