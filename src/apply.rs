@@ -102,7 +102,8 @@ pub fn apply(
     let ids = registry_ids(root)?;
     let runtime = if wakes.containerd { host.runtime()? } else { None };
     let pulls = plan.certs_dir.clone().map_or(Pulls::Anything, Pulls::Read);
-    let wanted = Wanted { network: address.cloned(), pulls, runtime };
+    // A migration is a cure for a CRI that is down, too: one that does not help is undone.
+    let wanted = Wanted { network: address.cloned(), pulls, up: plan.handed_over, runtime };
 
     let mut run = Run {
         root,
@@ -124,7 +125,7 @@ pub fn apply(
     match result {
         Ok(warnings) => applied.warnings = warnings,
         Err(cause) => {
-            let wanted = Wanted { network: None, pulls: Pulls::AsBefore, runtime: wanted.runtime };
+            let wanted = Wanted { pulls: Pulls::AsBefore, runtime: wanted.runtime, ..Wanted::default() };
             let not_undone = run.roll_back(host, &own, &old, &wanted);
             return Err(Failed { cause, not_undone, made_user }.into());
         }

@@ -107,6 +107,8 @@ pub trait Host {
 pub struct Wanted {
     pub network: Option<NetworkWanted>,
     pub pulls: Pulls,
+    /// CRI has to be up in the end, however it was before.
+    pub up: bool,
     /// How well containerd was before anything changed: it is at least as well again.
     pub runtime: Option<Runtime>,
 }

@@ -24,7 +24,7 @@ use larder::containerd::legacy::{Asked, Tls};
 use larder::containerd::{Version, resolve};
 use larder::facts::{CONTAINERD_CONFIG, Containerd};
 use larder::plan::Resource;
-use larder::plan::migration::{Migration, Present, migration};
+use larder::plan::migration::{Held, Migration, Present, migration};
 use larder::root::Root;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -303,6 +303,9 @@ impl Present for Everything {
     fn hosts(&self, _certs_dir: &str) -> BTreeMap<String, bool> {
         BTreeMap::new()
     }
+    fn held(&self, _certs_dir: &str, _host: &str) -> Result<Option<Held>, String> {
+        Ok(None)
+    }
 }
 
 fn migrated(version: Version, config: &str) -> Option<Migration> {
@@ -352,7 +355,28 @@ proptest! {
             prop_assert_eq!(after.matches('\n').count(), after.matches("\r\n").count());
         }
         prop_assert!(migrated(config.version, after).is_none(), "a second one does nothing");
+
+        // With config_path set beside them, and CRI down for it, the same is meant.
+        let beside = beside(&config.text);
+        if beside != config.text {
+            let cured = migrated(config.version, &beside).unwrap();
+            let down = !made.legacy.mirrors.is_empty() || config.version.major < 2;
+            prop_assert_eq!(down, cured.down.is_some());
+            for host in &cured.hosts {
+                prop_assert!(!down || host.same && host.before.is_empty(), "{:?}", host);
+            }
+            let trimmed = |files: BTreeMap<String, String>| -> Vec<_> {
+                // A line end at the end of the file comes with the edit.
+                files.into_iter().map(|(path, text)| (path, text.trim_end().to_owned())).collect()
+            };
+            prop_assert_eq!(trimmed(files), trimmed(self::files(&cured)));
+        }
     }
+}
+
+/// The state that takes CRI down.
+fn beside(config: &str) -> String {
+    config.replace("config_path = \"\"", "config_path = \"/etc/containerd/certs.d\"")
 }
 
 /// As `larder explain` resolves it; a loopback registry that no file names is tried by https first from 1.7 on,
@@ -390,6 +414,9 @@ proptest! {
         let hosts = KEYS.into_iter().chain(TLS).chain(["ghcr.io", "10.0.0.1:5000", "localhost:7777"]);
         let hosts: BTreeSet<_> = hosts.filter(|key| !matches!(*key, "*" | "odd/key")).collect();
         let before: Vec<_> = hosts.iter().map(|host| explained(&root, config.version, host)).collect();
+        machine.write(CONTAINERD_CONFIG, beside(&config.text));
+        let cured = migrated(config.version, &beside(&config.text)).unwrap_or_default();
+        prop_assert_eq!(cured.down.is_none(), Effective::read(&root, config.version).unwrap().is_up());
         for (path, text) in files(&made) {
             machine.write(&path, text);
         }
@@ -529,6 +556,112 @@ fn what_is_in_the_way_is_kept_aside_and_shown() {
     assert_eq!(machine.read("etc/containerd/certs.d/ghcr.io/hosts.toml"), "server = \"https://elsewhere\"\n");
 }
 
+/// config_path set, and what it was to replace left in.
+fn beside_machine(certs_dir: &str) -> Machine {
+    let machine = machine();
+    let registry = "    [plugins.\"io.containerd.grpc.v1.cri\".registry]\n";
+    let set = format!("{registry}      config_path = {certs_dir:?}\n");
+    machine.write(CONTAINERD_CONFIG, LEGACY.replace(registry, &set));
+    machine
+}
+
+#[test]
+fn config_path_beside_the_mirrors_is_cured() {
+    for containerd in [None, Some("2.0.11"), Some("2.1.9"), Some("2.2.7"), Some("2.3.4")] {
+        let machine = beside_machine("/etc/containerd/certs.d");
+        if let Some(version) = containerd {
+            machine.program("usr/bin/containerd", &format!("{CONTAINERD_2} v{version}"));
+        }
+        let quay = "etc/containerd/certs.d/quay.io/hosts.toml";
+        let theirs = "server = \"https://quay.io\"\n[host.\"http://elsewhere:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n";
+        machine.write(quay, theirs);
+        let down = |machine: &Machine| {
+            let explained = machine.command(&["explain", "quay.io"]).output().unwrap();
+            String::from_utf8_lossy(&explained.stdout).into_owned()
+        };
+        let trap = down(&machine);
+        assert!(trap.contains("CRI IS DOWN") && trap.contains("run `larder migrate --write`"), "{trap}");
+        let refused = machine.larder(&["apply"], SEED);
+        assert_eq!(refused.status.code(), Some(2), "{}", text(&refused));
+        assert!(text(&refused).contains("run `larder migrate --write`"), "{}", text(&refused));
+
+        let before = machine.stamps();
+        let shown = migrate(&machine, &[], 10);
+        assert_eq!(machine.stamps(), before);
+        assert!(
+            shown.contains(
+                "\nbefore: CRI down: config_path (/etc/containerd/config.toml:7) and registry.mirrors"
+            ),
+            "{shown}"
+        );
+        assert!(shown.contains("images of docker.io: same\n    written "), "{shown}");
+        assert!(shown.contains("images of quay.io: differs"), "{shown}");
+        assert!(
+            shown.contains(
+                "https://mirror.example:8443/v2/quay, ca /etc/ssl/mirror.pem  http://elsewhere:5000/v2"
+            ),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("certs.d/quay.io/hosts.toml stays, and replaces registry.mirrors.\"quay.io\""),
+            "{shown}"
+        );
+        let json: serde_json::Value =
+            serde_json::from_str(&migrate(&machine, &["--output", "json"], 10)).unwrap();
+        assert!(json["cri_down"].as_str().unwrap().starts_with("config_path"), "{json}");
+        assert_eq!(json["hosts"][0]["before"].as_array().unwrap().len(), 0);
+        assert_eq!(json["hosts"][0]["written"], json["hosts"][0]["after"]);
+
+        migrate(&machine, &["--write"], 0);
+        assert!(!down(&machine).contains("CRI IS DOWN"));
+        assert_eq!(machine.read(quay), theirs);
+        assert!(
+            machine.read("etc/containerd/certs.d/docker.io/hosts.toml").contains("http://10.0.20.10:5000")
+        );
+        assert_eq!(migrate(&machine, &["--write"], 0), "nothing to migrate\n");
+        machine.apply(SEED);
+    }
+}
+
+#[test]
+fn a_broken_hosts_toml_beside_the_mirrors_is_kept_aside() {
+    let machine = beside_machine("/etc/containerd/certs.d");
+    machine.write("etc/containerd/certs.d/quay.io/hosts.toml", "server = \n");
+    let shown = migrate(&machine, &[], 10);
+    assert!(shown.contains("images of quay.io: same"), "{shown}");
+    assert!(shown.contains("it is kept aside, and written anew"), "{shown}");
+    migrate(&machine, &["--write"], 0);
+    assert_eq!(
+        machine.read("var/lib/larder/state/kept/etc/containerd/certs.d/quay.io/hosts.toml"),
+        "server = \n"
+    );
+    assert!(machine.read("etc/containerd/certs.d/quay.io/hosts.toml").contains("mirror.example:8443"));
+    // Certificates alone are in effect, and would not be beside a hosts.toml.
+    let machine = beside_machine("/etc/containerd/certs.d");
+    machine.write("etc/containerd/certs.d/quay.io/ca.crt", pem("CERTIFICATE"));
+    let before = machine.stamps();
+    migrate(&machine, &["--write"], 2);
+    assert_eq!(machine.stamps(), before);
+}
+
+#[test]
+fn two_folders_beside_the_mirrors() {
+    let machine = beside_machine("/etc/containerd/certs.d:/etc/docker/certs.d");
+    machine.write("etc/docker/certs.d/ghcr.io/hosts.toml", "server = \"https://elsewhere\"\n");
+    let said = migrate(&machine, &["--write"], 0);
+    assert!(said.contains("becomes /etc/docker/certs.d alone"), "{said}");
+    assert!(machine.read(CONTAINERD_CONFIG).contains("config_path = \"/etc/docker/certs.d\"\n"));
+    assert!(machine.has("etc/docker/certs.d/docker.io/hosts.toml"));
+    let machine = beside_machine("/etc/containerd/certs.d:/etc/docker/certs.d");
+    for folder in ["containerd", "docker"] {
+        let path = format!("etc/{folder}/certs.d/{folder}.example/hosts.toml");
+        machine.write(&path, "server = \"https://elsewhere\"\n");
+    }
+    let before = machine.stamps();
+    migrate(&machine, &["--write"], 2);
+    assert_eq!(machine.stamps(), before);
+}
+
 #[test]
 fn a_refusal_touches_nothing() {
     let machine = machine();
@@ -563,6 +696,15 @@ fn modes_stay_and_new_files_can_be_read() {
 
 #[test]
 fn a_run_that_is_killed_is_finished_by_the_next() {
+    killed(machine);
+}
+
+#[test]
+fn a_run_that_is_killed_while_cri_is_down_is_finished_by_the_next() {
+    killed(|| beside_machine("/etc/containerd/certs.d"));
+}
+
+fn killed(machine: impl Fn() -> Machine) {
     let whole = machine();
     migrate(&whole, &["--write"], 0);
     let mut died = 0;

@@ -10,13 +10,13 @@ use super::run::lock;
 use super::{Input, Output, code, machine, print, print_json, refused};
 use crate::apply::{Applied, apply};
 use crate::containerd::Version;
-use crate::containerd::config::{Effective, Setting};
-use crate::containerd::legacy::Legacy;
+use crate::containerd::config::{Effective, MAIN, Planned, Setting};
+use crate::containerd::resolve;
 use crate::diff::{Diff, additions};
 use crate::facts::{self, Containerd};
 use crate::journal::{Manifest, make_state_folder};
-use crate::plan::migration::{Comparison, Migration, Present, migration};
-use crate::plan::{Plan, Refused, STATE};
+use crate::plan::migration::{ANY_OTHER, Comparison, Held, Migration, Present, migration};
+use crate::plan::{Plan, Refused, Resource, STATE};
 use crate::root::Root;
 
 #[derive(Debug, clap::Args)]
@@ -31,9 +31,15 @@ pub(super) struct MigrateInput {
     output: Output,
 }
 
-impl Present for Root {
+/// The machine, as its containerd sees it.
+struct There<'r> {
+    root: &'r Root,
+    version: Version,
+}
+
+impl Present for There<'_> {
     fn has_pem(&self, path: &str, what: &str) -> bool {
-        let bytes = self.read(path.trim_start_matches('/')).ok().flatten().unwrap_or_default();
+        let bytes = self.root.read(path.trim_start_matches('/')).ok().flatten().unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         text.lines()
             .any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(&format!("{what}-----")))
@@ -43,15 +49,65 @@ impl Present for Root {
         let folder = certs_dir.trim_start_matches('/');
         let mut found = BTreeMap::new();
         // A folder that cannot be listed holds nothing that containerd reads either.
-        for name in self.list(folder).unwrap_or_default() {
+        for name in self.root.list(folder).unwrap_or_default() {
             let inside = format!("{folder}/{name}");
-            if self.exists(&format!("{inside}/.")) {
-                let full = self.list(&inside).is_ok_and(|names| !names.is_empty());
+            if self.root.exists(&format!("{inside}/.")) {
+                let full = self.root.list(&inside).is_ok_and(|names| !names.is_empty());
                 found.insert(name, full);
             }
         }
         found
     }
+
+    fn held(&self, certs_dir: &str, host: &str) -> Result<Option<Held>, String> {
+        let wrong = |error: anyhow::Error| format!("{error:#}");
+        let config = format!(
+            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = {}\n",
+            toml_edit::Value::from(certs_dir)
+        );
+        let files = Planned { root: self.root, files: [(MAIN, config.as_bytes())].into() };
+        let effective = Effective::read(&files, self.version).map_err(wrong)?;
+        let found = resolve::endpoints(&effective, self.root, host).map_err(wrong)?;
+        let fails = found.fails.as_ref().map(ToString::to_string);
+        let Some(directory) = found.directory else { return fails.map_or(Ok(None), Err) };
+        if directory.ends_with("/_default") != (host == ANY_OTHER) {
+            return Ok(None);
+        }
+        let asked = found.endpoints.iter().map(shown).collect();
+        let trusts = found.endpoints.iter().any(|one| !one.ca.is_empty() || !one.client.is_empty());
+        Ok(Some(match found.file {
+            Some(_) => Held::Hosts { asked, fails },
+            None if trusts => Held::Certificates(asked),
+            None => {
+                let file = format!("{directory}/hosts.toml");
+                let full = self.root.read(&file).map_err(wrong)?.is_some_and(|bytes| !bytes.is_empty());
+                let why = fails.or_else(|| found.traps.first().map(ToString::to_string));
+                Held::Nothing(why.filter(|_| full))
+            }
+        }))
+    }
+}
+
+/// An endpoint in the words of the older settings' ones, with what those cannot say.
+fn shown(asked: &resolve::Asked) -> String {
+    let mut text = asked.url.clone();
+    if text.starts_with("https://") {
+        asked.ca.iter().for_each(|file| text.push_str(&format!(", ca {file}")));
+        for (certificate, key) in &asked.client {
+            text.push_str(&format!(", client {certificate} {}", key.as_deref().unwrap_or_default()));
+        }
+        if asked.skip_verify {
+            text.push_str(", not verified");
+        }
+    }
+    if asked.then_http {
+        text.push_str(", then by http");
+    }
+    if !asked.resolves() {
+        text.push_str(", not for tags");
+    }
+    asked.headers.iter().for_each(|name| text.push_str(&format!(", header {name}")));
+    text
 }
 
 /// The migration of this machine, if there is anything to migrate.
@@ -65,9 +121,9 @@ fn prepare(root: &Root) -> Result<Option<Migration>> {
         imports: files.map(|file| (file.path.clone(), file.text.clone())).collect(),
         ..Containerd::default()
     };
-    let found = migration(&installed, version, root).map_err(Refused)?;
+    let found = migration(&installed, version, &There { root, version }).map_err(Refused)?;
     if let Some(found) = &found {
-        agree(&found.legacy, &effective)?;
+        agree(found, &effective, root)?;
     }
     Ok(found)
 }
@@ -80,13 +136,33 @@ fn nothing(root: &Root) -> Result<Migration> {
     Ok(Migration { plan: Plan { handed_over: true, certs_dir, ..Plan::default() }, ..Migration::default() })
 }
 
-/// What containerd itself makes of these files must be what was migrated.
-fn agree(legacy: &Legacy, effective: &Effective) -> Result<()> {
-    let mut reasons: Vec<String> =
-        effective.fatal.iter().chain(&effective.cri_down).map(ToString::to_string).collect();
+/// What containerd itself makes of these files must be what was migrated, and of the new ones what is wanted.
+fn agree(found: &Migration, effective: &Effective, root: &Root) -> Result<()> {
+    let edited = |(path, resource): (&'_ String, &'_ Resource)| match resource {
+        Resource::File { bytes, content, .. } if content.is_edit() => Some((path.clone(), bytes.clone())),
+        _ => None,
+    };
+    let edited: Vec<(String, Vec<u8>)> = found.plan.resources.iter().filter_map(edited).collect();
+    let files = edited.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
+    let after = Effective::read(&Planned { root, files }, effective.version)?;
+    // A CRI that is down for another reason than the one that goes is not ours to cure.
+    let other = effective.cri_down.iter().filter(|_| found.down.is_none());
+    let notes = effective.fatal.iter().chain(other).chain(&after.fatal).chain(&after.cri_down);
+    let mut reasons: Vec<String> = Vec::new();
+    for reason in notes.map(ToString::to_string) {
+        if !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
+    }
+    if reasons.is_empty() && Some(&after.config_path.value) != found.plan.certs_dir.as_ref() {
+        reasons.push(format!(
+            "containerd {} would look for hosts.toml files in {:?} then: set config_path in the main file alone",
+            effective.version, after.config_path.value
+        ));
+    }
     let mirrors = |(host, set): (&String, &Setting<Vec<String>>)| (host.clone(), set.value.clone());
     let theirs: BTreeMap<_, _> = effective.mirrors.iter().map(mirrors).collect();
-    let ours: BTreeMap<_, _> = legacy.mirrors.clone().into_iter().collect();
+    let ours: BTreeMap<_, _> = found.legacy.mirrors.clone().into_iter().collect();
     if reasons.is_empty() && theirs != ours {
         reasons.extend(effective.ignored.iter().map(ToString::to_string));
         reasons.push(format!(
@@ -151,6 +227,7 @@ fn tell(
             "version": 1,
             "written": applied.is_some(),
             "changes": changes,
+            "cri_down": found.down,
             "hosts": found.hosts,
             "stays": found.stays,
             "notes": found.notes,
@@ -174,8 +251,13 @@ fn tell(
         None => text.push_str(&diff.to_string()),
         Some(_) => text.push_str(&format!("migrated: {}\n", diff.summary())),
     }
+    if let Some(why) = &found.down {
+        text.push_str(&format!(
+            "before: CRI down: {why}; no image could be pulled, so what is written counts\n"
+        ));
+    }
     for host in &found.hosts {
-        text.push_str(&comparison(host));
+        text.push_str(&comparison(host, found.down.is_some()));
     }
     let lists = [("stays", &found.stays), ("note", &found.notes)];
     for (word, lines) in lists {
@@ -191,19 +273,20 @@ fn tell(
     print(&text)
 }
 
-/// Before and after of one host, a line for each endpoint.
-fn comparison(host: &Comparison) -> String {
+/// Before, or what is written while CRI is down, and after of one host, a line for each endpoint.
+fn comparison(host: &Comparison, down: bool) -> String {
+    let (head, before) = if down { ("written", &host.written) } else { ("before", &host.before) };
     let word = if host.same { "same" } else { "differs" };
     let mut text = match host.host.as_str() {
-        "HOST" => format!("images of every other HOST: {word}\n"),
+        ANY_OTHER => format!("images of every other HOST: {word}\n"),
         name => format!("images of {name}: {word}\n"),
     };
-    let width = host.before.iter().map(String::len).max().unwrap_or(0).max("before".len());
-    let rows = host.before.len().max(host.after.len());
-    text.push_str(&format!("    {:width$}  after\n", "before"));
+    let width = before.iter().map(String::len).max().unwrap_or(0).max(head.len());
+    let rows = before.len().max(host.after.len());
+    text.push_str(&format!("    {head:width$}  after\n"));
     for row in 0..rows {
         let side = |list: &[String]| list.get(row).cloned().unwrap_or_default();
-        text.push_str(format!("    {:width$}  {}", side(&host.before), side(&host.after)).trim_end());
+        text.push_str(format!("    {:width$}  {}", side(before), side(&host.after)).trim_end());
         text.push('\n');
     }
     for why in &host.why {

@@ -17,8 +17,8 @@ use super::hosts::{Capability, Endpoint, Hosts};
 pub const DEFAULT: &str = "_default";
 /// The key of `mirrors` that means the same.
 const WILDCARD: &str = "*";
-const DOCKER: &str = "docker.io";
-const DOCKER_REGISTRY: &str = "registry-1.docker.io";
+pub(crate) const DOCKER: &str = "docker.io";
+pub(crate) const DOCKER_REGISTRY: &str = "registry-1.docker.io";
 
 /// What `config.toml` says in the older way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -193,7 +193,7 @@ fn upstream(host: &str) -> Asked {
 }
 
 /// Whether an image's name can begin with it: `mirror/app` is Docker's `mirror/app`.
-fn is_image_host(host: &str) -> bool {
+pub(crate) fn is_image_host(host: &str) -> bool {
     (host.contains(['.', ':']) || host == "localhost")
         && !host.contains(['/', '_'])
         && host.chars().all(|c| !c.is_whitespace() && !c.is_control())

@@ -287,8 +287,12 @@ fn restart_containerd(root: &Root, wanted: &Wanted) -> Result<Vec<String>> {
             "restart containerd: it is not as it was: wanted {was}, got {now}"
         );
     }
+    let least = match was {
+        Some(was) if !wanted.up => was.cri.rank(),
+        _ => state::CriState::Ok.rank(),
+    };
     ensure!(
-        now.cri.rank() >= was.map_or(state::CriState::Ok.rank(), |was| was.cri.rank()),
+        now.cri.rank() >= least,
         "restart containerd: CRI did not come up with the new configuration: {now}"
     );
     Ok(match (&now.cri, was) {

@@ -6,13 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use toml_edit::{Document, Item};
 
+use beside::Beside;
+
 use super::containerd::config::{self, CRI_V1, CRI_V2, CRI_V3};
 use super::{Content, Plan};
 use crate::containerd::Version;
+use crate::containerd::config::DOCKER_TOO;
 use crate::containerd::edit::{self, Found};
 use crate::containerd::hosts::HEADER;
 use crate::containerd::legacy::{self, DEFAULT, Key, Legacy, Tree};
 use crate::facts::{CONTAINERD_CONFIG, Containerd};
+
+mod beside;
 
 /// Where the tree goes when nothing says another place: containerd's own choice since 2.2.
 const CERTS_DIR: &str = "/etc/containerd/certs.d";
@@ -20,7 +25,7 @@ const CERTS_DIR: &str = "/etc/containerd/certs.d";
 const DOCKERS: &str = "/etc/docker/certs.d";
 const FILE_HEADER: &str = "# Made by `larder migrate` from the mirrors that config.toml named. It is yours: change it as you like.\n";
 /// Stands for every host that nothing names.
-const ANY_OTHER: &str = "HOST";
+pub const ANY_OTHER: &str = "HOST";
 
 /// What a machine has besides its config.toml.
 pub trait Present {
@@ -28,6 +33,23 @@ pub trait Present {
     fn has_pem(&self, path: &str, what: &str) -> bool;
     /// The folders below `certs_dir`, each with whether anything is in it.
     fn hosts(&self, certs_dir: &str) -> BTreeMap<String, bool>;
+    /// What this containerd takes from the registry host's own folder in `certs_dir`, where it has one; from
+    /// `_default` for the host `HOST`.
+    ///
+    /// # Errors
+    /// When that is no folder, or cannot be read.
+    fn held(&self, certs_dir: &str, host: &str) -> Result<Option<Held>, String>;
+}
+
+/// What a registry host's folder holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// A hosts.toml: whom it asks, as [`Comparison`] writes that, or why every pull fails.
+    Hosts { asked: Vec<String>, fails: Option<String> },
+    /// Certificates alone, and who is asked with them.
+    Certificates(Vec<String>),
+    /// Nothing that containerd takes; why, where there is something.
+    Nothing(Option<String>),
 }
 
 /// A migration, whole.
@@ -36,6 +58,8 @@ pub struct Migration {
     pub plan: Plan,
     /// What it is made from.
     pub legacy: Legacy,
+    /// Why no image could be pulled before, so that what is written counts.
+    pub down: Option<String>,
     pub hosts: Vec<Comparison>,
     /// What stays in config.toml and goes on working.
     pub stays: Vec<String>,
@@ -47,7 +71,11 @@ pub struct Migration {
 #[derive(Debug, Clone, Serialize)]
 pub struct Comparison {
     pub host: String,
+    /// Nobody, while CRI is down.
     pub before: Vec<String>,
+    /// Whom the older settings mean, where they had no effect.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub written: Vec<String>,
     pub after: Vec<String>,
     pub same: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -102,15 +130,25 @@ pub fn migration(
     let mut reasons = dead_settings(&sources, version);
     let (legacy, double) = merge(&sources);
     reasons.extend(double);
-    let certs_dir = match certs_dir(&sources, &legacy, version) {
-        Ok(dir) => dir,
+    let place = match place(&sources, &legacy, version, present) {
+        Ok(place) => place,
         Err(reason) => {
             reasons.push(reason);
-            CERTS_DIR.to_owned()
+            Place { dir: CERTS_DIR.to_owned(), ..Place::default() }
+        }
+    };
+    let beside = match place.down.as_ref().map(|_| Beside::read(&legacy, &place.dir, present)).transpose() {
+        Ok(beside) => beside,
+        Err(wrong) => {
+            reasons.extend(wrong.into_iter().map(|(key, reason)| match key {
+                Some(key) => located(&sources, &key, &reason),
+                None => reason,
+            }));
+            None
         }
     };
     reasons.extend(missing_files(&sources, &legacy, present));
-    let tree = match legacy.tree(version) {
+    let tree = match beside.as_ref().map_or_else(|| legacy.tree(version), |beside| beside.tree(version)) {
         Ok(tree) => tree,
         Err(wrong) => {
             reasons.extend(wrong.into_iter().map(|(key, reason)| located(&sources, &key, &reason)));
@@ -122,11 +160,10 @@ pub fn migration(
     }
     let mut migration = Migration::default();
     migration.plan.handed_over = true;
-    migration.plan.certs_dir = Some(certs_dir.clone());
-    write_configs(installed, &sources, &certs_dir, version, &mut migration)?;
-    let in_effect = reads_hosts(&sources, &legacy, version);
-    let tree =
-        write_tree(tree, &certs_dir, in_effect, present, &mut migration).map_err(|reason| vec![reason])?;
+    migration.plan.certs_dir = Some(place.dir.clone());
+    write_configs(installed, &sources, &place.dir, version, &mut migration)?;
+    let tree = write_tree(tree, &place, present, &mut migration).map_err(|reason| vec![reason])?;
+    migration.notes.extend(place.note.clone());
     for source in &sources {
         let name = |place: &edit::Place| format!("{}: {}", source.at(place.line), place.name);
         migration.stays.extend(source.found.stays.iter().map(name));
@@ -136,11 +173,22 @@ pub fn migration(
             .extend(ignored.map(|place| format!("{}: containerd reads nothing of it", name(place))));
     }
     migration.notes.extend(tree.notes.iter().cloned());
-    for revived in &mut migration.hosts {
-        let before = legacy.endpoints(&revived.host, version).map_err(|reason| vec![reason])?;
-        revived.before = shown(&before);
+    match beside {
+        Some(beside) => {
+            migration.hosts = beside.compare(&legacy, &tree, &place.dir);
+            migration.notes.extend(beside.notes);
+        }
+        None => {
+            for revived in &mut migration.hosts {
+                let before = legacy.endpoints(&revived.host, version).map_err(|reason| vec![reason])?;
+                revived.before = shown(&before);
+            }
+            let compared =
+                compare(&legacy, &tree, place.in_effect, version).map_err(|reason| vec![reason])?;
+            migration.hosts.splice(..0, compared);
+        }
     }
-    migration.hosts.splice(..0, compare(&legacy, &tree, in_effect, version).map_err(|reason| vec![reason])?);
+    migration.down = place.down;
     migration.legacy = legacy;
     Ok(Some(migration))
 }
@@ -265,28 +313,96 @@ fn located(sources: &[Source], key: &Key, reason: &str) -> String {
 }
 
 /// Where hosts.toml files are looked for already, or shall be.
-fn certs_dir(sources: &[Source], legacy: &Legacy, version: Version) -> Result<String, String> {
+#[derive(Debug, Default)]
+struct Place {
+    dir: String,
+    /// What is in there decides before the older settings do.
+    in_effect: bool,
+    /// Why CRI is down.
+    down: Option<String>,
+    note: Option<String>,
+}
+
+fn place(
+    sources: &[Source],
+    legacy: &Legacy,
+    version: Version,
+    present: &dyn Present,
+) -> Result<Place, String> {
     let last = if version.major >= 2 {
         sources.iter().rfind(|source| source.config_path().is_some())
     } else {
         sources.iter().rfind(|source| source.has_cri())
     };
-    let Some(source) = last else { return Ok(CERTS_DIR.to_owned()) };
-    let set = source.config_path().and_then(Item::as_str).unwrap_or_default();
-    if set.is_empty() {
-        return Ok(CERTS_DIR.to_owned());
+    let set = last.and_then(|source| source.config_path()?.as_str()).unwrap_or_default();
+    let mirrors = !legacy.mirrors.is_empty();
+    let built_in = match version {
+        _ if !set.is_empty() || version < Version::new(2, 2, 0) => false,
+        // They had it as a default below the file, beside the file's mirrors.
+        _ if version < Version::new(2, 2, 2) => !sources.iter().any(|source| source.config_path().is_some()),
+        _ => !mirrors,
+    };
+    let tls = version.major < 2 && !legacy.tls.is_empty();
+    let down = (!set.is_empty() || built_in) && (mirrors || tls);
+    if set.is_empty() && !down {
+        return Ok(Place { dir: CERTS_DIR.to_owned(), in_effect: built_in, ..Place::default() });
     }
-    let at = source.line_of_config_path();
-    if !legacy.mirrors.is_empty() || version.major < 2 {
-        return Err(format!(
-            "{at}: config_path = {set:?} beside registry.mirrors or configs.*.tls takes CRI down, so there is \
-             nothing to keep the same: take out the one or the other by hand"
-        ));
+    let (set, at) = match last {
+        Some(source) if !set.is_empty() => (set, source.line_of_config_path()),
+        _ => (DOCKER_TOO, format!("built into containerd {version}")),
+    };
+    let folders: Vec<&str> = set
+        .split(':')
+        .map(|folder| folder.trim_end_matches('/'))
+        .filter(|folder| !folder.is_empty())
+        .collect();
+    if folders.is_empty() || folders.iter().any(|folder| !folder.starts_with('/')) {
+        return Err(format!("{at}: config_path = {set:?} is not a folder by its whole path: name one"));
     }
-    if set.contains(':') || !set.starts_with('/') {
-        return Err(format!("{at}: config_path = {set:?} is not one folder: name one"));
+    let dir = one_of(&folders, present).map_err(|lost| {
+        format!(
+            "{at}: config_path = {set:?} has to become one folder, as containerd's transfer service wants it, and \
+             {lost}"
+        )
+    })?;
+    let more = folders.len() > 1;
+    Ok(Place {
+        note: more.then(|| {
+            format!("{at}: config_path = {set:?} becomes {dir} alone: no hosts.toml is lost by that")
+        }),
+        dir,
+        in_effect: true,
+        down: down.then(|| {
+            let one = |source: &Source| {
+                let cuts = source.found.cuts.iter();
+                let cut = cuts.clone().find(|cut| !mirrors || cut.place.name == "registry.mirrors")?;
+                Some(format!("{} ({})", cut.place.name, source.at(cut.place.line)))
+            };
+            let older = sources.iter().find_map(one).unwrap_or_else(|| "registry.mirrors".to_owned());
+            format!("config_path ({at}) and {older} beside each other")
+        }),
+    })
+}
+
+/// The first folder that holds anything, if no host of the others is missed then.
+fn one_of(folders: &[&str], present: &dyn Present) -> Result<String, String> {
+    let full = folders.iter().copied().find(|folder| !present.hosts(folder).is_empty());
+    let Some(dir) = full.or_else(|| folders.first().copied()) else { return Ok(CERTS_DIR.to_owned()) };
+    let kept: BTreeSet<String> = present.hosts(dir).into_keys().map(|name| host_of(&name)).collect();
+    let mut lost = Vec::new();
+    // A `_default` answers for all that comes after it.
+    for folder in folders.iter().filter(|folder| **folder != dir && !kept.contains(DEFAULT)) {
+        let names = present.hosts(folder).into_iter();
+        let missed = names.filter(|(name, full)| *full && !kept.contains(&host_of(name)));
+        lost.extend(missed.map(|(name, _)| format!("{folder}/{name}")));
     }
-    Ok(set.trim_end_matches('/').to_owned())
+    match lost.as_slice() {
+        [] => Ok(dir.to_owned()),
+        lost => Err(format!(
+            "{} would no longer be read: move what you need to {dir}, and the rest away",
+            lost.join(", ")
+        )),
+    }
 }
 
 fn missing_files(sources: &[Source], legacy: &Legacy, present: &dyn Present) -> Vec<String> {
@@ -347,19 +463,18 @@ fn write_configs(
 
 fn write_tree(
     mut tree: Tree,
-    certs_dir: &str,
-    in_effect: bool,
+    place: &Place,
     present: &dyn Present,
     migration: &mut Migration,
 ) -> Result<Tree, String> {
+    let (certs_dir, in_effect) = (place.dir.as_str(), place.in_effect);
     let folder = certs_dir.trim_start_matches('/');
     migration.plan.folder(folder);
-    migration.plan.certs_dir = Some(certs_dir.to_owned());
     let there = present.hosts(certs_dir);
     let mut ours = BTreeSet::new();
     // Where the tree was read before, what is in it is in effect, and the older TLS settings are not.
     tree.hosts.retain(|host, _| {
-        let decides = in_effect && there.contains_key(&folder_name(host, &there));
+        let decides = in_effect && place.down.is_none() && there.contains_key(&folder_name(host, &there));
         if decides {
             migration.notes.push(format!(
                 "{certs_dir}/{} decides about {host} already: registry.configs.*.tls does not, and goes",
@@ -383,6 +498,7 @@ fn write_tree(
     let revived = new.map(|(name, _)| Comparison {
         host: if name == DEFAULT { ANY_OTHER.to_owned() } else { host_of(name) },
         before: Vec::new(),
+        written: Vec::new(),
         after: vec![format!("as {certs_dir}/{name} says")],
         same: false,
         why: vec![format!(
@@ -390,19 +506,12 @@ fn write_tree(
         )],
     });
     migration.hosts.extend(revived);
-    if in_effect && certs_dir == CERTS_DIR && !present.hosts(DOCKERS).is_empty() {
+    if in_effect && place.note.is_none() && certs_dir == CERTS_DIR && !present.hosts(DOCKERS).is_empty() {
         migration.notes.push(format!(
             "{DOCKERS} is no longer read: config_path names one folder, as the transfer service wants it"
         ));
     }
     Ok(tree)
-}
-
-/// Whether hosts.toml files decide already: the older TLS settings, that containerd 2 ignores, were all there is.
-fn reads_hosts(sources: &[Source], legacy: &Legacy, version: Version) -> bool {
-    let mut set = sources.iter().filter_map(|source| source.config_path()?.as_str());
-    let built_in = version >= Version::new(2, 2, 0) && legacy.mirrors.is_empty();
-    set.clone().any(|path| !path.is_empty()) || (built_in && set.next().is_none())
 }
 
 /// containerd looks for `host_5000_` before `host:5000`.
@@ -418,6 +527,20 @@ fn host_of(name: &str) -> String {
 
 fn shown(asked: &[legacy::Asked]) -> Vec<String> {
     asked.iter().map(ToString::to_string).collect()
+}
+
+/// A question that is put again finds nothing new.
+fn same_as(one: &[String], other: &[String]) -> bool {
+    let distinct = |list: &[String]| {
+        let mut seen: Vec<String> = Vec::new();
+        for text in list.iter().map(|text| text.trim_end_matches('/').to_owned()) {
+            if !seen.contains(&text) {
+                seen.push(text);
+            }
+        }
+        seen
+    };
+    distinct(one) == distinct(other)
 }
 
 fn compare(
@@ -453,7 +576,8 @@ fn compare(
                         .to_owned(),
                 );
             }
-            Ok(Comparison { before: shown(&before), after: shown(&after), host, same, why })
+            let (before, after) = (shown(&before), shown(&after));
+            Ok(Comparison { before, written: Vec::new(), after, host, same, why })
         })
         .collect()
 }

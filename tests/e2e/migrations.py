@@ -127,10 +127,10 @@ def up(seconds=20):
     return True
 
 
-def restart():
+def restart(seconds=20):
     sh("systemctl", "reset-failed", "containerd")
     sh("systemctl", "restart", "containerd")
-    return up()
+    return up(seconds)
 
 
 loader = importlib.machinery.SourceFileLoader("cri", "/usr/local/bin/cri")
@@ -184,12 +184,17 @@ def kubeadm(section):
 
 
 class Case:
-    """`text` and `drop_in` with `{}` where the older settings go."""
+    """`text` and `drop_in` with `{}` where the older settings go.
 
-    def __init__(self, name, text, older, drop_in=None, images=IMAGES, again=False):
+    `beside`: this config_path stands beside them, and takes CRI down. `theirs` has hosts.toml files for the first
+    folder of it, each with whom that asks: those stay.
+    """
+
+    def __init__(self, name, text, older, drop_in=None, images=IMAGES, again=False, beside=None, theirs=None):
         self.name, self.text, self.older, self.drop_in = name, text, older, drop_in
         # `again`: TLS settings that containerd 2 ignores hold again by the migration.
         self.images, self.again = images, again
+        self.beside, self.theirs = beside, theirs or {}
 
 
 def cases(debian, default, major):
@@ -287,6 +292,24 @@ def cases(debian, default, major):
         ),
     )
     inline = f"    # in braces\n    [plugins.{V2}.registry]\n{{}}      config_path = \"\" # keep\n"
+    registry = f'    [plugins.{V2}.registry]\n      config_path = ""\n'
+    elsewhere = 'server = "https://other.test"\n[host."http://127.0.0.1:7003"]\n  capabilities = ["pull", "resolve"]\n'
+    yield Case(
+        "config_path beside mirrors",
+        debian + registry + "{}",
+        mirrors(V2, docker | quay | {"other.test": ["http://127.0.0.1:7002"]}),
+        beside=CERTS,
+        theirs={"other.test": (elsewhere, ["127.0.0.1:7003/v2", "other.test/v2"]), "empty.test": (None, [])},
+    )
+    yield Case(
+        "config_path of two folders beside mirrors, a wildcard and TLS",
+        debian + registry + "{}",
+        mirrors(V2, {"quay.test": ["https://priv.test:7443"], "*": ["http://127.0.0.1:7001"]})
+        + tls_of(V2, "priv.test:7443", ca_file=ca, **client),
+        images=(*private, "other.test/c/d:1"),
+        again=True,
+        beside=f"{CERTS}:/etc/docker/certs.d",
+    )
     yield Case(
         "in braces",
         debian + inline,
@@ -321,7 +344,12 @@ def attempt(case):
     for path, text in files.items():
         write(path, text)
     result = {"case": case.name, "again": case.again, "up_before": restart()}
+    # With CRI down nobody is asked: what counts is whom the older settings alone ask.
     result["before"] = asked(case.images)
+    result["stays"] = {}
+    if case.beside:
+        result["up_alone"], result["up_before"] = result["up_before"], stand_beside(case, files)
+        result["stays"] = {host: asks for host, (text, asks) in case.theirs.items() if text}
     result["shown"] = sh("larder", "migrate")
     result["said"] = json.loads(sh("larder", "migrate", "--output", "json")[1] or "{}").get("hosts", [])
     result["written"] = sh("larder", "migrate", "--write")
@@ -334,6 +362,17 @@ def attempt(case):
         if (before := lines(text, case.older)) != (after := lines(read(path)))
     ]
     return result
+
+
+def stand_beside(case, files):
+    """Sets config_path, too; whether CRI is up then."""
+    files[CONFIG] = files[CONFIG].replace('config_path = ""', f'config_path = "{case.beside}"')
+    write(CONFIG, files[CONFIG])
+    for host, (text, _) in case.theirs.items():
+        os.makedirs(f"{CERTS}/{host}")
+        if text:
+            write(f"{CERTS}/{host}/hosts.toml", text)
+    return restart(seconds=3)
 
 
 BREAKS = """[Service]
@@ -360,6 +399,22 @@ def rolled_back(case):
     result["up_after"] = up(30)
     result["after"] = asked(case.images)
     result["as_it_was"] = read(CONFIG) == case.text.replace("{}", case.older) and not os.path.exists(CERTS)
+    return result
+
+
+def not_cured(case):
+    """CRI down before, and after it no containerd at all."""
+    files = {CONFIG: case.text.replace("{}", case.older)}
+    start_over(case)
+    result = {"case": "not cured", "up_before": stand_beside(case, files)}
+    write(f"{DROP_INS}/breaks.conf", BREAKS.replace("! grep -q certs.d", "grep -q mirrors"))
+    sh("systemctl", "daemon-reload")
+    result["written"] = sh("larder", "migrate", "--write")
+    shutil.rmtree(DROP_INS)
+    sh("systemctl", "daemon-reload")
+    result["running"] = sh("systemctl", "is-active", "containerd")[1].strip()
+    result["up_after"] = up(3)
+    result["as_it_was"] = read(CONFIG) == files[CONFIG] and sorted(os.listdir(CERTS)) == sorted(case.theirs)
     return result
 
 
@@ -394,6 +449,8 @@ def main():
     print(json.dumps(killed(first)), flush=True)
     if roll_back:
         print(json.dumps(rolled_back(first)), flush=True)
+        beside = next(case for case in cases(debian, default, major) if case.theirs)
+        print(json.dumps(not_cured(beside)), flush=True)
     write(CONFIG, debian)
 
 

@@ -75,7 +75,8 @@ impl Effective {
                     self.ignored.push(Note::new(
                         &tls.origin,
                         format!(
-                            "{name}.tls: containerd 2 does not read this any more: it belongs to hosts.toml"
+                            "{name}.tls: containerd 2 does not read this any more: `larder migrate --write` turns \
+                             it into hosts.toml"
                         ),
                     ));
                 }
@@ -127,14 +128,14 @@ impl Effective {
                 let origin = mirror.origin.clone().unwrap_or_else(|| Origin::file(MAIN));
                 self.cri_down.push(Note::new(
                     &origin,
-                    format!("registry.mirrors.{host:?} beside {beside} takes CRI down: `larder migrate` turns it into hosts.toml"),
+                    format!("registry.mirrors.{host:?} beside {beside} takes CRI down: run `larder migrate --write`, which turns it into hosts.toml"),
                 ));
             }
             for (host, config) in &self.configs {
                 if let Some(Setting { origin: Some(origin), .. }) = &config.tls {
                     self.cri_down.push(Note::new(
                         origin,
-                        format!("registry.configs.{host:?}.tls beside {beside} takes CRI down: `larder migrate` turns it into hosts.toml"),
+                        format!("registry.configs.{host:?}.tls beside {beside} takes CRI down: run `larder migrate --write`, which turns it into hosts.toml"),
                     ));
                 }
             }

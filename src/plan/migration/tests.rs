@@ -3,12 +3,32 @@ use super::*;
 #[derive(Default)]
 struct Bare(BTreeMap<String, bool>);
 
+/// Folders with what is in each.
+struct Folders(BTreeMap<&'static str, BTreeMap<&'static str, Held>>);
+
+impl Present for Folders {
+    fn has_pem(&self, _path: &str, _what: &str) -> bool {
+        true
+    }
+    fn hosts(&self, certs_dir: &str) -> BTreeMap<String, bool> {
+        let folders = self.0.get(certs_dir).into_iter().flatten();
+        folders.map(|(name, held)| ((*name).to_owned(), *held != Held::Nothing(None))).collect()
+    }
+    fn held(&self, certs_dir: &str, host: &str) -> Result<Option<Held>, String> {
+        let name = if host == ANY_OTHER { DEFAULT } else { host };
+        Ok(self.0.get(certs_dir).and_then(|folders| folders.get(name)).cloned())
+    }
+}
+
 impl Present for Bare {
     fn has_pem(&self, path: &str, _what: &str) -> bool {
         !path.contains("missing")
     }
     fn hosts(&self, _certs_dir: &str) -> BTreeMap<String, bool> {
         self.0.clone()
+    }
+    fn held(&self, _certs_dir: &str, _host: &str) -> Result<Option<Held>, String> {
+        Ok(None)
     }
 }
 
@@ -89,11 +109,6 @@ fn imports_are_edited_where_the_settings_are() {
 
 #[test]
 fn what_cannot_be_kept_the_same_is_refused() {
-    let beside = MIRROR.replace(
-        "version = 2\n",
-        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/x\"\n",
-    );
-    assert!(refused(V1, &beside, &[])[0].starts_with("/etc/containerd/config.toml:3: config_path"));
     let tls = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"h.io\".tls]\nca_file = \"/missing\"\n";
     assert!(refused(V1, tls, &[])[0].starts_with("/etc/containerd/config.toml:2: "));
     assert!(refused(V2, &MIRROR.replace("version = 2\n", ""), &[])[0].contains("containerd config migrate"));
@@ -129,4 +144,200 @@ fn files_that_were_not_read_before_are_shown() {
     assert!(!quay.same && quay.why[0].contains("certs.d/quay.io was not read before"), "{quay:?}");
     assert_eq!(quay.before, ["https://quay.io/v2"]);
     assert!(file(&made, "etc/containerd/certs.d/m_5_/hosts.toml").is_some());
+}
+
+// ---- config_path beside the older settings
+
+const BESIDE: &str = r#"version = 2
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "/x/certs.d" # ours
+[plugins."io.containerd.grpc.v1.cri".registry.mirrors."docker.io"]
+endpoint = ["https://m.io:5000"]
+[plugins."io.containerd.grpc.v1.cri".registry.mirrors."quay.io"]
+endpoint = ["https://m.io:5000/v2/quay"]
+[plugins."io.containerd.grpc.v1.cri".registry.configs."m.io:5000".tls]
+ca_file = "/ca"
+"#;
+const VERSIONS: [Version; 6] =
+    [Version::new(1, 6, 20), V1, Version::new(2, 0, 11), V2, Version::new(2, 2, 7), Version::new(2, 3, 4)];
+
+fn asks(urls: &[&str]) -> Held {
+    Held::Hosts { asked: urls.iter().map(|url| (*url).to_owned()).collect(), fails: None }
+}
+
+fn with(
+    version: Version,
+    text: &str,
+    there: Vec<(&'static str, Vec<(&'static str, Held)>)>,
+) -> Result<Migration, Vec<String>> {
+    let there =
+        Folders(there.into_iter().map(|(dir, folders)| (dir, folders.into_iter().collect())).collect());
+    migration(&installed(version, text, &[]), version, &there).map(|made| made.unwrap())
+}
+
+fn of<'m>(made: &'m Migration, host: &str) -> &'m Comparison {
+    made.hosts.iter().find(|one| one.host == host).unwrap_or_else(|| panic!("{host}: {:#?}", made.hosts))
+}
+
+#[test]
+fn beside_config_path_what_is_written_counts_on_every_version() {
+    for version in VERSIONS {
+        let made = with(version, BESIDE, vec![]).unwrap();
+        assert_eq!(
+            made.down.as_deref(),
+            Some(
+                "config_path (/etc/containerd/config.toml:3) and registry.mirrors (/etc/containerd/config.toml:4) beside each other"
+            )
+        );
+        assert_eq!(
+            file(&made, CONTAINERD_CONFIG).unwrap(),
+            "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/x/certs.d\" # ours\n",
+            "{version}"
+        );
+        let docker = of(&made, "docker.io");
+        assert!(docker.before.is_empty() && docker.same, "{docker:?}");
+        assert_eq!(docker.written, ["https://m.io:5000/v2, ca /ca", "https://registry-1.docker.io/v2"]);
+        assert_eq!(docker.after, docker.written, "{version}");
+        assert!(file(&made, "x/certs.d/docker.io/hosts.toml").unwrap().contains("/ca"));
+    }
+}
+
+#[test]
+fn tls_alone_takes_cri_down_on_containerd_1() {
+    let text = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/x\"\n\
+                [plugins.\"io.containerd.grpc.v1.cri\".registry.configs.\"m.io\".tls]\nca_file = \"/ca\"\n";
+    let made = with(V1, text, vec![]).unwrap();
+    assert!(made.down.unwrap().contains("configs (/etc/containerd/config.toml:4)"));
+    assert!(with(V2, text, vec![]).unwrap().down.is_none());
+}
+
+#[test]
+fn a_hosts_toml_that_is_there_stays_and_replaces_the_mirror() {
+    let quay = asks(&["https://elsewhere.io/v2", "https://quay.io/v2"]);
+    let docker = asks(&["https://m.io:5000/v2, ca /ca", "https://registry-1.docker.io/v2"]);
+    let made =
+        with(V1, BESIDE, vec![("/x/certs.d", vec![("quay.io", quay), ("docker.io", docker)])]).unwrap();
+    assert!(file(&made, "x/certs.d/quay.io/hosts.toml").is_none());
+    assert!(file(&made, "x/certs.d/docker.io/hosts.toml").is_none());
+    assert!(file(&made, "x/certs.d/m.io:5000/hosts.toml").is_some());
+    assert!(of(&made, "docker.io").same);
+    let quay = of(&made, "quay.io");
+    assert!(!quay.same);
+    assert_eq!(quay.written[0], "https://m.io:5000/v2/quay, ca /ca");
+    assert_eq!(quay.after[0], "https://elsewhere.io/v2");
+    assert!(!made.notes.iter().any(|note| note.contains("without what")), "{:?}", made.notes);
+    assert_eq!(quay.why, ["/x/certs.d/quay.io/hosts.toml stays, and replaces registry.mirrors.\"quay.io\""]);
+}
+
+#[test]
+fn tls_settings_that_a_hosts_toml_leaves_out_are_named() {
+    let there = vec![("ghcr.io", asks(&["https://m.io:5000/v2", "https://ghcr.io/v2"]))];
+    let made = with(V1, BESIDE, vec![("/x/certs.d", there)]).unwrap();
+    let wanted = "/x/certs.d/ghcr.io/hosts.toml asks https://m.io:5000/v2 without what registry.configs.\"m.io:5000\".tls says";
+    assert!(made.notes.iter().any(|note| note.starts_with(wanted)), "{:?}", made.notes);
+}
+
+#[test]
+fn what_a_killed_run_wrote_changes_nothing() {
+    let text =
+        BESIDE.replace("\"docker.io\"", "\"*\"").replace("https://m.io:5000\"", "http://localhost:5000\"");
+    let whole = with(V1, &text, vec![]).unwrap();
+    let hosts = |made: &Migration| -> Vec<String> { made.hosts.iter().map(|one| one.host.clone()).collect() };
+    assert!(hosts(&whole).contains(&"localhost:5000".to_owned()));
+    let there = vec![("_default", asks(&["http://localhost:5000/v2", "https://HOST/v2"]))];
+    let rest = with(V1, &text, vec![("/x/certs.d", there)]).unwrap();
+    assert_eq!(hosts(&rest), hosts(&whole));
+    assert!(rest.hosts.iter().all(|one| one.same));
+    assert!(file(&rest, "x/certs.d/_default/hosts.toml").is_none());
+    assert!(file(&rest, "x/certs.d/localhost:5000/hosts.toml").is_some());
+}
+
+#[test]
+fn what_containerd_takes_nothing_of_is_written_anew() {
+    let broken = Held::Nothing(Some("/x/certs.d/quay.io/hosts.toml:1: no TOML".to_owned()));
+    let made = with(V1, BESIDE, vec![("/x/certs.d", vec![("quay.io", broken)])]).unwrap();
+    assert!(of(&made, "quay.io").same && file(&made, "x/certs.d/quay.io/hosts.toml").is_some());
+    assert!(made.notes.iter().any(|note| note.contains("no TOML: it is kept aside")), "{:?}", made.notes);
+    let certificates = Held::Certificates(vec!["https://quay.io/v2, ca /c".to_owned()]);
+    let reasons = with(V1, BESIDE, vec![("/x/certs.d", vec![("quay.io", certificates)])]).unwrap_err();
+    assert!(
+        reasons[0].starts_with("/etc/containerd/config.toml:6: registry.mirrors.\"quay.io\": "),
+        "{reasons:?}"
+    );
+}
+
+#[test]
+fn the_wildcard_and_default() {
+    let text = BESIDE.replace("\"docker.io\"", "\"*\"");
+    let made = with(
+        V1,
+        &text,
+        vec![("/x/certs.d", vec![("ghcr.io", asks(&["https://ghcr.io/v2"])), ("a.io", Held::Nothing(None))])],
+    )
+    .unwrap();
+    assert!(file(&made, "x/certs.d/_default/hosts.toml").is_some());
+    assert!(of(&made, ANY_OTHER).same && of(&made, "a.io").same, "an empty folder hides _default");
+    assert!(of(&made, "ghcr.io").why[0].ends_with("replaces registry.mirrors.\"*\""));
+    // Theirs stays, and nothing hides it but what is named.
+    let made = with(V1, &text, vec![("/x/certs.d", vec![("_default", asks(&["https://d.io/v2"]))])]).unwrap();
+    assert!(file(&made, "x/certs.d/_default/hosts.toml").is_none());
+    let hosts: Vec<_> = made.hosts.iter().map(|one| one.host.as_str()).collect();
+    assert_eq!(hosts, ["m.io:5000", "quay.io", ANY_OTHER]);
+    assert!(!of(&made, ANY_OTHER).same);
+}
+
+#[test]
+fn two_folders_become_one_where_nothing_is_lost() {
+    let text = BESIDE.replace("/x/certs.d", "/x/certs.d:/y");
+    let quay = || vec![("quay.io", asks(&["https://quay.io/v2"]))];
+    let set = |made: &Migration| {
+        let text = file(made, CONTAINERD_CONFIG).unwrap();
+        text.lines().nth(2).unwrap().to_owned()
+    };
+    let first = "config_path = \"/x/certs.d\" # ours";
+    let second = "config_path = \"/y\" # ours";
+    let cases = [
+        (vec![], first),
+        (vec![("/x/certs.d", quay())], first),
+        (vec![("/y", quay())], second),
+        (vec![("/x/certs.d", quay()), ("/y", quay())], first),
+        (vec![("/x/certs.d", quay()), ("/y", vec![("ghcr.io", Held::Nothing(None))])], first),
+    ];
+    for (there, wanted) in cases {
+        for version in VERSIONS {
+            let made = with(version, &text, there.clone()).unwrap();
+            assert_eq!(set(&made), wanted);
+            assert!(made.notes.iter().any(|note| note.contains("becomes")), "{:?}", made.notes);
+        }
+    }
+    let there = vec![("/x/certs.d", quay()), ("/y", vec![("ghcr.io", asks(&[]))])];
+    let reasons = with(V1, &text, there).unwrap_err();
+    assert!(reasons[0].starts_with("/etc/containerd/config.toml:3: config_path = "), "{reasons:?}");
+    assert!(reasons[0].contains("/y/ghcr.io would no longer be read: move"), "{reasons:?}");
+    let relative = BESIDE.replace("/x/certs.d", "certs.d");
+    assert!(with(V1, &relative, vec![]).unwrap_err()[0].contains("name one"));
+}
+
+#[test]
+fn the_built_in_config_path_of_2_2_0_is_beside_them_too() {
+    let made = with(Version::new(2, 2, 0), MIRROR, vec![]).unwrap();
+    assert!(made.down.unwrap().starts_with("config_path (built into containerd 2.2.0)"));
+    assert!(with(Version::new(2, 2, 2), MIRROR, vec![]).unwrap().down.is_none());
+}
+
+#[test]
+fn a_drop_in_may_have_set_config_path() {
+    let path = "etc/containerd/conf.d/m.toml";
+    let drop_in = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/x\"\n";
+    let made = made(V2, MIRROR, &[(path, drop_in)]);
+    assert_eq!(
+        made.down.as_deref(),
+        Some(
+            "config_path (/etc/containerd/conf.d/m.toml:3) and registry.mirrors (/etc/containerd/config.toml:2) beside each other"
+        )
+    );
+    assert!(file(&made, path).is_none());
+    assert!(file(&made, CONTAINERD_CONFIG).unwrap().contains("config_path = \"/x\""));
+    // containerd 1 takes CRI's section from the drop-in alone: the mirrors have no effect.
+    assert!(refused(V1, MIRROR, &[(path, drop_in)])[0].contains("bring the two together"));
 }

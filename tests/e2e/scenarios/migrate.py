@@ -63,17 +63,27 @@ def run(t):
         if not t.check(f"{version}: cases that ran", len(results), at_least(15)) or process.returncode != 0:
             t.note(said[-2000:])
         for result in results:
-            {"killed": judge_killed, "rolled back": judge_rolled_back}.get(result["case"], judge)(t, version, result)
+            judges = {"killed": judge_killed, "rolled back": judge_rolled_back, "not cured": judge_not_cured}
+            judges.get(result["case"], judge)(t, version, result)
         t.note(f"{version}: {len(results)} cases, {sum(result.get('seconds', 0) for result in results):.0f}s")
 
 
 def judge(t, version, result):
     name = f"{version}: {result['case']}"
-    t.check(f"{name}: CRI up before and after", (result["up_before"], result["up_after"]), (True, True))
+    down = "up_alone" in result
+    t.check(f"{name}: CRI up before and after", (result["up_before"], result["up_after"]), (not down, True))
     codes = tuple(result[step][0] for step in ("shown", "written", "second"))
     if not t.check(f"{name}: exit codes of showing, writing, a second time", codes, (10, 0, 0)):
         t.note(result["written"][1])
-    before, after = result["before"], result["after"]
+    if down:
+        t.check(f"{name}: says that CRI is down", result["shown"][1], has("before: CRI down: config_path (/etc/"))
+        t.check(f"{name}: up without config_path", result["up_alone"], True)
+    before, after = dict(result["before"]), dict(result["after"])
+    for image in [image for image in before if image.split("/", maxsplit=1)[0] in result["stays"]]:
+        host = image.split("/", maxsplit=1)[0]
+        del before[image]
+        t.check(f"{name}: {image}: the hosts.toml that was there", places(image, after.pop(image)), result["stays"][host])
+        t.check(f"{name}: {host}: said", result["shown"][1], has(f"{host}/hosts.toml stays, and replaces"))
     if version.startswith("2.") and result["again"]:
         # containerd 2 forgot the TLS settings: the migration says that they hold again, and they do.
         t.check(f"{name}: said", "holds again" in result["shown"][1] or "hold again" in result["shown"][1])
@@ -89,7 +99,8 @@ def judge(t, version, result):
     for image, asked in result["before"].items():
         host = next((one for one in result["said"] if one["host"] == image.split("/", maxsplit=1)[0]), None)
         if host and not (version.startswith("2.") and result["again"]):
-            said = [url.split(",")[0].split("://")[1].rstrip("/") for url in host["before"]]
+            written = host["written"] if down else host["before"]
+            said = [url.split(",")[0].split("://")[1].rstrip("/") for url in written]
             t.check(f"{name}: {image}: what it says is asked", list(dict.fromkeys(said)), places(image, asked))
 
 
@@ -117,6 +128,15 @@ def judge_rolled_back(t, version, result):
     t.check(f"{name}: files as they were", result["as_it_was"], True)
     t.check(f"{name}: CRI up before and after", (result["up_before"], result["up_after"]), (True, True))
     t.check(f"{name}: the endpoints on the wire", result["after"], result["before"])
+
+
+def judge_not_cured(t, version, result):
+    name = f"{version}: CRI down before, and containerd does not take the cure"
+    t.check(f"{name}: exit code", result["written"][0], 1)
+    t.check(f"{name}: what it says", result["written"][1], has("everything is back as it was"))
+    t.check(f"{name}: files as they were", result["as_it_was"], True)
+    t.check(f"{name}: containerd runs", result["running"], "active")
+    t.check(f"{name}: CRI up before and after", (result["up_before"], result["up_after"]), (False, False))
 
 
 def without_tls(asked):
