@@ -88,8 +88,8 @@ def on(t, _, node, version):
     node.write("/etc/containerd/config.toml", 'imports = ["/etc/containerd/gone.toml"]\n' + config + "\n")
     pid = node.out("systemctl show -P MainPID containerd")
     said = node.larder("apply")
-    t.check("an import that is not there: exit code", said, exits(1))
-    t.check("an import that is not there: what it says", said.out, has("gone.toml"))
+    t.check("an import that is not there: exit code", said, exits(2))
+    t.check("an import that is not there: what it says", said.out, has("config.toml:1", "gone.toml does not exist"))
     t.check("an import that is not there: containerd", node.out("systemctl show -P MainPID containerd"), pid)
     node.write("/etc/containerd/config.toml", config + "\n")
 
