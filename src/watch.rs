@@ -60,11 +60,6 @@ pub struct WatchedFile {
 }
 
 impl Watched {
-    #[must_use]
-    pub fn new(files: Vec<WatchedFile>) -> Self {
-        Self { version: VERSION, files }
-    }
-
     /// Absent where nothing is to be watched.
     ///
     /// # Errors
@@ -82,26 +77,6 @@ impl Watched {
         Ok(watched)
     }
 
-    /// The file, a line for each of its files: a difference shows what it concerns.
-    ///
-    /// # Errors
-    /// When it does not read back as what was written.
-    pub fn render(&self) -> Result<String> {
-        let context = || format!("render {CONFIG}");
-        let lines: Result<Vec<String>, _> = self.files.iter().map(serde_json::to_string).collect();
-        let lines = lines.with_context(context)?.join(",\n");
-        let text = format!("{{\"version\":{},\"files\":[\n{lines}\n]}}\n", self.version);
-        let back = Self::parse(text.as_bytes()).with_context(context)?;
-        anyhow::ensure!(back == *self, "{}: it reads back differently", context());
-        Ok(text)
-    }
-
-    /// Whether it has to be hidden from other users.
-    #[must_use]
-    pub fn is_secret(&self) -> bool {
-        self.files.iter().any(|file| file.hosts.is_secret())
-    }
-
     fn groups(&self) -> Vec<Group<'_>> {
         let group = |file: &'_ WatchedFile| {
             let others = file.hosts.hosts.iter().any(|endpoint| !file.caches.contains(&endpoint.url));
@@ -111,7 +86,25 @@ impl Watched {
     }
 }
 
+/// The configuration that has these [`WatchedFile::line`]s.
+#[must_use]
+pub fn config(lines: &[String]) -> String {
+    format!("{{\"version\":{VERSION},\"files\":[\n{}\n]}}\n", lines.join(",\n"))
+}
+
 impl WatchedFile {
+    /// Its line in [`CONFIG`]: a difference shows what it concerns.
+    ///
+    /// # Errors
+    /// When it does not read back as what was written.
+    pub fn line(&self) -> Result<String> {
+        let context = || format!("render {} of {CONFIG}", self.host);
+        let line = serde_json::to_string(self).with_context(context)?;
+        let back: Self = serde_json::from_str(&line).with_context(context)?;
+        anyhow::ensure!(back == *self, "{}: it reads back differently", context());
+        Ok(line)
+    }
+
     /// The text of the file while `out` are out: the only place where it is made, for `apply` and for us.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use super::{Content, Plan, UNIT_FOLDER};
 use crate::facts::{CONTAINERD_CONFIG, Facts};
 use crate::node::{Containerd, Node, Order, Trust};
 use crate::template::{CertsDir, render};
-use crate::watch::{self, Watched, WatchedFile};
+use crate::watch::{self, WatchedFile};
 
 pub mod config;
 mod endpoints;
@@ -46,7 +46,7 @@ pub(super) fn plan(
     }
     plan.folder(certs_dir.trim_start_matches('/'));
     let mut ipv6 = BTreeSet::new();
-    let mut watched = Vec::new();
+    let mut watched = Watch::default();
     for (host, hosts) in all(node, client, installed, &BTreeSet::new()) {
         let path = format!("{}/{host}/hosts.toml", certs_dir.trim_start_matches('/'));
         let upstream = node.upstreams.iter().find(|upstream| upstream.host.as_str() == host);
@@ -57,10 +57,11 @@ pub(super) fn plan(
         plan.file(file.path.clone(), file.text(&facts.out)?, file.mode(), content);
         ipv6.extend(file.hosts.hosts.iter().map(|host| host.url.clone()).filter(|url| url.contains('[')));
         if !file.caches.is_empty() {
-            watched.push(file);
+            watched.is_secret |= file.hosts.is_secret();
+            watched.lines.push(file.line()?);
         }
     }
-    watch(certs_dir, watched, plan)?;
+    watched.plan(certs_dir, plan)?;
     if !installed.version().takes_ipv6_hosts() {
         let who = match installed.version {
             Some(version) => format!("containerd {version}"),
@@ -100,18 +101,25 @@ pub(super) fn plan(
     Ok(())
 }
 
-/// What `larder watch` has to know.
-fn watch(certs_dir: &str, files: Vec<WatchedFile>, plan: &mut Plan) -> Result<()> {
-    if files.is_empty() {
-        return Ok(());
+/// What `larder watch` has to know, a line for each file.
+#[derive(Default)]
+struct Watch {
+    lines: Vec<String>,
+    is_secret: bool,
+}
+
+impl Watch {
+    fn plan(&self, certs_dir: &str, plan: &mut Plan) -> Result<()> {
+        if self.lines.is_empty() {
+            return Ok(());
+        }
+        let (mode, content) = if self.is_secret { (0o600, Content::Secret) } else { (0o644, Content::Ours) };
+        plan.file(watch::CONFIG.to_owned(), watch::config(&self.lines), mode, content);
+        if certs_dir != STATIC_CERTS_DIR {
+            let text = render("the certs-dir drop-in", &CertsDir { certs_dir })?;
+            let path = format!("{UNIT_FOLDER}/larder-watch.service.d/50-certs-dir.conf");
+            plan.file(path, text, 0o644, Content::Ours);
+        }
+        Ok(())
     }
-    let watched = Watched::new(files);
-    let (mode, content) = if watched.is_secret() { (0o600, Content::Secret) } else { (0o644, Content::Ours) };
-    plan.file(watch::CONFIG.to_owned(), watched.render()?, mode, content);
-    if certs_dir != STATIC_CERTS_DIR {
-        let text = render("the certs-dir drop-in", &CertsDir { certs_dir })?;
-        let path = format!("{UNIT_FOLDER}/larder-watch.service.d/50-certs-dir.conf");
-        plan.file(path, text, 0o644, Content::Ours);
-    }
-    Ok(())
 }

@@ -38,6 +38,7 @@ fi
 
 install -m 0644 "$here"/../../units/* "$units"
 ln -sfn /etc/systemd/system/larder.service "$units/multi-user.target.wants/larder.service"
+ln -sfn /etc/systemd/system/larder-watch.timer "$units/timers.target.wants/larder-watch.timer"
 ln -sfn /dev/null "$units/docker-registry.service"
 
 while read -r host port remote minute night; do
