@@ -121,7 +121,10 @@ impl Plan {
 
     fn file(&mut self, path: String, bytes: impl Into<Vec<u8>>, mode: u32, content: Content) {
         self.folder_for(&path);
-        self.resources.insert(path, Resource::File { bytes: bytes.into(), mode, content });
+        let mut bytes = bytes.into();
+        // What a text has grown to is up to twice what it holds, and with a thousand upstreams all are in memory.
+        bytes.shrink_to_fit();
+        self.resources.insert(path, Resource::File { bytes, mode, content });
     }
 
     fn link(&mut self, path: String, target: impl Into<String>) {

@@ -37,38 +37,33 @@ pub fn hosts(
 }
 
 /// The endpoints of every host that has a file on this node, by the name of its folder.
-#[must_use]
-pub fn all(
-    node: &Node,
-    client: &Containerd,
-    installed: &Installed,
-    out: &BTreeSet<String>,
-) -> Vec<(String, Hosts)> {
-    let mut all = Vec::new();
-    for upstream in &node.upstreams {
+pub fn all<'n>(
+    node: &'n Node,
+    client: &'n Containerd,
+    installed: &'n Installed,
+    out: &'n BTreeSet<String>,
+) -> impl Iterator<Item = (String, Hosts)> + 'n {
+    let upstreams = node.upstreams.iter().filter_map(move |upstream| {
         let hosts = hosts(node, client, upstream, installed, out);
         // Without any of these, containerd asks the upstream by itself.
         let says_something = has_caches(node, client)
             || !mirrors(client, upstream.host.as_str(), installed, false).is_empty()
             || hosts.is_secret();
-        if says_something {
-            all.push((upstream.host.to_string(), hosts));
-        }
-    }
+        says_something.then(|| (upstream.host.to_string(), hosts))
+    });
     let is_upstream = |host: &str| node.upstreams.iter().any(|upstream| upstream.host.as_str() == host);
     let named = client.mirrors.iter().map(|(host, _)| host.as_str());
     let own = client.auth.iter().map(|(host, _)| host.as_str());
     let authorised = own.filter(|_| authorises(installed));
     let foreign: indexmap::IndexSet<&str> =
         named.chain(authorised).filter(|host| !is_upstream(host)).collect();
-    for host in foreign {
+    upstreams.chain(foreign.into_iter().map(move |host| {
         let endpoints = mirrors(client, host, installed, false);
         let server = (host != "_default")
             .then(|| remote_of(host).map(|remote| server(node, client, remote.as_str(), installed)))
             .flatten();
-        all.push((host.to_owned(), compose(server, endpoints, client.fallback, out)));
-    }
-    all
+        (host.to_owned(), compose(server, endpoints, client.fallback, out))
+    }))
 }
 
 /// Whether upstreams are asked for at some cache.
@@ -308,8 +303,9 @@ mod tests {
             (Some("https://m.io".to_owned()), vec!["https://m.io".to_owned()])
         );
         let node = node(client);
-        let all = all(&node, node.containerd.as_ref().unwrap(), &on(2, 1), &BTreeSet::new());
-        let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
+        let (installed, nobody) = (on(2, 1), BTreeSet::new());
+        let all = all(&node, node.containerd.as_ref().unwrap(), &installed, &nobody);
+        let names: Vec<_> = all.map(|(name, _)| name).collect();
         assert_eq!(names, ["docker.io", "ghcr.io", "_default", "private.io"]);
     }
 
@@ -317,8 +313,8 @@ mod tests {
     fn a_default_without_anybody_left_has_no_server_and_keeps_one() {
         let node = node("  mirrors: { _default: [https://m.io, https://n.io] }\n");
         let out = ["https://m.io", "https://n.io"].map(str::to_owned).into();
-        let all = all(&node, node.containerd.as_ref().unwrap(), &on(1, 6), &out);
-        let (_, default) = all.last().unwrap();
+        let installed = on(1, 6);
+        let (_, default) = all(&node, node.containerd.as_ref().unwrap(), &installed, &out).last().unwrap();
         assert_eq!((default.server.as_ref(), default.hosts[0].url.as_str()), (None, "https://m.io"));
     }
 
