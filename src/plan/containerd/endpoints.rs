@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -225,21 +227,9 @@ pub(super) fn authority(url: &str) -> &str {
     authority.strip_suffix(own).unwrap_or(authority)
 }
 
-/// RFC 4648, section 4.
+/// Whole from the start: a text that grows leaves copies behind.
 fn base64(bytes: &[u8]) -> Zeroizing<String> {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    // Whole from the start: a text that grows leaves copies behind.
-    let mut out = Zeroizing::new(String::with_capacity(bytes.len().div_ceil(3) * 4));
-    for chunk in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for place in 0..4_usize {
-            let digit = (bits >> (18 - 6 * place)) & 63;
-            let digit = usize::try_from(digit).ok().and_then(|digit| DIGITS.get(digit));
-            out.push(if place > chunk.len() { '=' } else { digit.map_or('=', |digit| char::from(*digit)) });
-        }
-    }
-    out
+    Zeroizing::new(STANDARD.encode(bytes))
 }
 
 #[cfg(test)]
