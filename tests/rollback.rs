@@ -42,6 +42,18 @@ struct Broken<'m> {
 }
 
 impl Broken<'_> {
+    /// Fails once at `fault`, and that is all.
+    fn at(fault: Fault) -> Self {
+        Self {
+            fault,
+            meanwhile: &|| (),
+            calls: RefCell::default(),
+            failed: RefCell::default(),
+            worse: false,
+            stale: false,
+        }
+    }
+
     fn step(&self, step: Fault, call: String) -> Result<()> {
         self.calls.borrow_mut().push(call);
         if step == self.fault && !self.failed.replace(true) {
@@ -126,14 +138,7 @@ fn plan() -> Plan {
 /// Runs into `fault` and returns the error and what was asked of the host.
 fn run_into(machine: &Machine, fault: Fault, meanwhile: &dyn Fn()) -> (Failed, Vec<String>) {
     let root = Root::open(machine.root()).unwrap();
-    let host = Broken {
-        fault,
-        meanwhile,
-        calls: RefCell::default(),
-        failed: RefCell::default(),
-        worse: false,
-        stale: false,
-    };
+    let host = Broken { meanwhile, ..Broken::at(fault) };
     let plan = plan();
     let manifest = Manifest::read(&root).unwrap();
     let diff = diff(&plan, &root, &manifest, false).unwrap();
@@ -194,14 +199,7 @@ fn a_containerd_that_cannot_be_asked_is_not_touched() {
     let machine = machine();
     let before = machine.tree();
     let root = Root::open(machine.root()).unwrap();
-    let host = Broken {
-        fault: Fault::Ask,
-        meanwhile: &|| (),
-        calls: RefCell::default(),
-        failed: RefCell::default(),
-        worse: false,
-        stale: false,
-    };
+    let host = Broken::at(Fault::Ask);
     let plan = plan();
     let manifest = Manifest::read(&root).unwrap();
     let diff = diff(&plan, &root, &manifest, false).unwrap();
@@ -216,14 +214,7 @@ fn a_containerd_that_cannot_be_asked_is_not_touched() {
 fn a_containerd_that_is_not_asked_to_change_is_not_asked_at_all() {
     let machine = machine();
     let root = Root::open(machine.root()).unwrap();
-    let host = Broken {
-        fault: Fault::Ask,
-        meanwhile: &|| (),
-        calls: RefCell::default(),
-        failed: RefCell::default(),
-        worse: false,
-        stale: false,
-    };
+    let host = Broken::at(Fault::Ask);
     let mut plan = plan();
     plan.resources.remove("etc/containerd/config.toml");
     let manifest = Manifest::read(&root).unwrap();
@@ -237,14 +228,7 @@ fn a_containerd_that_is_not_asked_to_change_is_not_asked_at_all() {
 fn a_containerd_that_runs_without_its_configuration_is_restarted() {
     let machine = machine();
     let root = Root::open(machine.root()).unwrap();
-    let mut host = Broken {
-        fault: Fault::Ask,
-        meanwhile: &|| (),
-        calls: RefCell::default(),
-        failed: RefCell::new(true),
-        worse: false,
-        stale: false,
-    };
+    let mut host = Broken { failed: RefCell::new(true), ..Broken::at(Fault::Ask) };
     let plan = plan();
     let go = |host: &Broken| {
         let manifest = Manifest::read(&root).unwrap();
@@ -268,14 +252,7 @@ fn a_containerd_that_runs_without_its_configuration_is_restarted() {
 fn an_old_state_that_cannot_be_proven_is_said() {
     let machine = machine();
     let root = Root::open(machine.root()).unwrap();
-    let host = Broken {
-        fault: Fault::Wake,
-        meanwhile: &|| (),
-        calls: RefCell::default(),
-        failed: RefCell::default(),
-        worse: true,
-        stale: false,
-    };
+    let host = Broken { worse: true, ..Broken::at(Fault::Wake) };
     let plan = plan();
     let manifest = Manifest::read(&root).unwrap();
     let diff = diff(&plan, &root, &manifest, false).unwrap();
@@ -311,14 +288,7 @@ fn what_cannot_be_put_back_is_named() {
 fn a_failed_run_deletes_no_data() {
     let machine = machine();
     let root = Root::open(machine.root()).unwrap();
-    let host = Broken {
-        fault: Fault::Wake,
-        meanwhile: &|| (),
-        calls: RefCell::default(),
-        failed: RefCell::new(true),
-        worse: false,
-        stale: false,
-    };
+    let host = Broken { failed: RefCell::new(true), ..Broken::at(Fault::Wake) };
     let data = Resource::Directory { mode: 0o750, owner: User::Root, purpose: Purpose::Data };
     let with = Plan { resources: [("srv/old.io".to_owned(), data)].into(), ..plan() };
     fs::create_dir_all(machine.path("srv")).unwrap();

@@ -28,7 +28,7 @@ const LOCK_LIMIT: Duration = Duration::from_secs(300);
 const START_GRACE: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(100);
 const STATUS_FOLDER: &str = "run/larder";
-const STATUS: &str = "run/larder/status.json";
+pub(super) const STATUS: &str = "run/larder/status.json";
 
 /// Everything that a run knows before it changes anything.
 struct Prepared {

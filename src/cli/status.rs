@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Result;
 use serde::Serialize;
 
+use super::run::STATUS;
 use super::{Output, code, print, print_json};
 use crate::host::state::{UnitState, unit_states};
 use crate::plan::UNIT_FOLDER;
@@ -14,7 +15,6 @@ use crate::root::Root;
 use crate::watch::{self, Watched, step::Memory};
 
 const LIMIT: Duration = Duration::from_secs(10);
-const VERIFIED: &str = "run/larder/status.json";
 
 /// Version 1 of `larder status --output json`; a field that goes or changes its meaning raises `version`.
 #[derive(Debug, Serialize)]
@@ -134,7 +134,7 @@ fn read(root: &Root) -> Result<Status> {
     }
     let upstreams: Vec<Upstream> =
         upstreams.into_iter().map(|(host, upstream)| Upstream { host, ..upstream }).collect();
-    let verified = root.read(VERIFIED)?;
+    let verified = root.read(STATUS)?;
     let verification: Option<Verification> = verified.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let well = upstreams.iter().all(Upstream::is_well) && watch.as_ref().is_none_or(|unit| unit.well);
     Ok(Status { version: 1, well, watch, upstreams, verification })

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use indexmap::IndexMap;
 use toml_edit::{Document, DocumentMut, Item, Key, TableLike};
 
+use super::document::line_of;
 use super::legacy::{Key as Setting, Legacy, Tls};
 
 /// The older settings of one file, each with its line.
@@ -195,10 +196,6 @@ fn start_of(parent: &dyn TableLike, key: &str, item: &Item) -> Option<usize> {
         Item::Table(table) => table.span().map(|span| span.start),
         _ => parent.get_key_value(key)?.0.span().map(|span| span.start),
     }
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
 /// The text without what stands at these paths.

@@ -196,9 +196,8 @@ class Upstream:
         """A place in the access log, for `requests`."""
         return os.path.getsize(self.log_path)
 
-    def requests(self, since, upstream, what="blobs"):
-        """GETs of blobs (or manifests) of `upstream` since a mark: [(path, user agent)]."""
-        found = []
+    def entries(self, since, upstream):
+        """What the access log says of requests to `upstream` under its own name since a mark."""
         with open(self.log_path, encoding="utf-8", errors="replace") as log:
             log.seek(since)
             for line in log:
@@ -206,11 +205,15 @@ class Upstream:
                     entry = json.loads(line)
                 except ValueError:
                     continue
-                if (
-                    entry.get("msg") == "response completed"
-                    and entry.get("http.request.method") == "GET"
-                    and entry.get("http.request.host") == NAMES[upstream]
-                    and f"/{what}/" in entry.get("http.request.uri", "")
-                ):
-                    found.append((entry["http.request.uri"], entry.get("http.request.useragent", "")))
-        return found
+                if entry.get("http.request.host") == NAMES[upstream]:
+                    yield entry
+
+    def requests(self, since, upstream, what="blobs"):
+        """GETs of blobs (or manifests) of `upstream` since a mark: [(path, user agent)]."""
+        return [
+            (entry["http.request.uri"], entry.get("http.request.useragent", ""))
+            for entry in self.entries(since, upstream)
+            if entry.get("msg") == "response completed"
+            and entry.get("http.request.method") == "GET"
+            and f"/{what}/" in entry.get("http.request.uri", "")
+        ]

@@ -5,6 +5,7 @@
 
 use toml_edit::{Document, DocumentMut, Item, Table, TableLike, value};
 
+use crate::containerd::document::line_of;
 use crate::facts::{CONTAINERD_CONFIG, Containerd};
 
 /// CRI's section by config version 1, 2, and 3 or later.
@@ -180,10 +181,6 @@ pub(in crate::plan) fn place(path: &str, text: &str, span: Option<std::ops::Rang
         Some(span) => format!("/{path}:{}", line_of(text, span.start)),
         None => format!("/{path}"),
     }
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
 /// The edit itself; `None` where something else than a table is in the way.

@@ -97,17 +97,10 @@ class Mirrors:
 
 def leaks(lab, since, upstream):
     """Every request that an upstream got under its own name."""
-    found = []
-    with open(lab.upstream.log_path, encoding="utf-8", errors="replace") as log:
-        log.seek(since)
-        for line in log:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if entry.get("http.request.host") == NAMES[upstream]:
-                found.append(entry.get("http.request.method", "") + " " + entry.get("http.request.uri", ""))
-    return found
+    return [
+        entry.get("http.request.method", "") + " " + entry.get("http.request.uri", "")
+        for entry in lab.upstream.entries(since, upstream)
+    ]
 
 
 def served(t, lab, mirrors, node, what, image, name, upstream=None, ns=None):
