@@ -26,6 +26,7 @@ pub mod root;
 #[expect(clippy::disallowed_methods, reason = "this is where programs are run and the machine is asked")]
 pub mod host;
 pub mod verify;
+pub mod caches;
 pub mod watch;
 
 pub mod instance;

@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 
+use super::local_address;
 use super::{Content, Plan, Purpose, REGISTRY_FOLDER, UNIT_FOLDER, User, listen_address};
+use crate::caches::{self, CACHES, CacheOf};
 use crate::facts::{DEBIAN_REGISTRY, Facts, Registry};
 use crate::node::{Cache, Node, Upstream};
 use crate::template::{self, EngineCommand, Storage, render, render_registry};
@@ -26,6 +28,9 @@ pub(super) fn plan(node: &Node, cache: &Cache, facts: &Facts, plan: &mut Plan) -
     for upstream in &node.upstreams {
         one(upstream, cache, registry, facts, plan)?;
     }
+    let all: Vec<CacheOf> =
+        node.upstreams.iter().map(|upstream| cache_of(upstream, cache, registry)).collect();
+    plan.file(CACHES.to_owned(), caches::render(None, &all)?, 0o644, Content::Ours);
     engine(registry, plan)?;
     if cache.storage.as_str() != STATIC_STORAGE {
         for unit in ["larder-registry@.service", "larder-gc@.service"] {
@@ -44,6 +49,19 @@ pub(super) fn plan(node: &Node, cache: &Cache, facts: &Facts, plan: &mut Plan) -
         plan.link(mask, "/dev/null");
     }
     Ok(())
+}
+
+/// What the programs that look after a registry have to know of it.
+fn cache_of(upstream: &Upstream, cache: &Cache, registry: &Registry) -> CacheOf {
+    CacheOf {
+        host: upstream.host.to_string(),
+        address: local_address(cache, upstream),
+        remote: upstream.remote.to_string(),
+        major: registry.major,
+        store: format!("{}/{}", cache.storage, upstream.host),
+        max_size: None,
+        probe: upstream.probe.as_ref().map(|probe| probe.as_str().to_owned()),
+    }
 }
 
 fn one(
