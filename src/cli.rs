@@ -163,10 +163,30 @@ enum Command {
     },
 }
 
+/// A registry and its program.
+#[derive(Debug, clap::Args)]
+struct EngineOf {
+    upstream: String,
+    /// The registry binary [default: the one found on this machine]
+    #[arg(long, value_name = "PATH")]
+    engine: Option<String>,
+}
+
+impl EngineOf {
+    fn read(&self) -> Result<(UpstreamHost, Option<AbsolutePath>)> {
+        let engine = self.engine.as_deref().map(AbsolutePath::parse).transpose().map_err(refused)?;
+        Ok((UpstreamHost::parse(&self.upstream).map_err(refused)?, engine))
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum UnitStep {
     /// Before a registry starts
     Prepare { upstream: String },
+    /// The registry itself
+    Run(EngineOf),
+    /// Whoever serves the store while the upstream does not answer
+    StandIn(EngineOf),
     /// Until a registry answers
     Ready { upstream: String },
 }
@@ -239,6 +259,14 @@ fn dispatch(command: Command) -> Result<u8> {
             match step {
                 UnitStep::Prepare { upstream } => {
                     instance::prepare(&UpstreamHost::parse(&upstream).map_err(refused)?)
+                }
+                UnitStep::Run(engine) => {
+                    let (host, engine) = engine.read()?;
+                    instance::run::run(&host, engine.as_ref())
+                }
+                UnitStep::StandIn(engine) => {
+                    let (host, engine) = engine.read()?;
+                    instance::run::stand_in(&host, engine.as_ref())
                 }
                 UnitStep::Ready { upstream } => {
                     instance::ready(&UpstreamHost::parse(&upstream).map_err(refused)?)

@@ -1,13 +1,11 @@
-//! What the units of one registry run beside the registry itself: before its start, after it, and for its
-//! garbage collection. All of it runs as the registry's own user, in its sandbox.
+//! What the units of one registry run: before its start, at it, after it, and for its garbage collection. All of it
+//! runs as the registry's own user, in its sandbox.
 
-use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::kill;
-use nix::unistd::{Gid, Pid, Uid, getegid, geteuid, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, setgid, setgroups, setuid};
 use tracing::{info, warn};
 
 use crate::diff::registry_ids;
@@ -19,17 +17,22 @@ use crate::plan::registry::GC_LOCK;
 use crate::root::{Access, Owner, Root};
 use crate::template::RegistryConfig;
 
+mod ready;
+pub mod run;
+mod standin;
+mod upstream;
+pub use ready::ready;
+
+/// Below the store's root folder: what Larder keeps of it.
+pub const OWN_FOLDER: &str = ".larder";
 /// Below the store's root folder (distribution's storage layout, `registry/storage/paths.go`).
 const REPOSITORIES: &str = "docker/registry/v2/repositories";
 const BLOBS: &str = "docker/registry/v2/blobs";
 /// The proxy's own list of what expires when.
 const SCHEDULER: &str = "scheduler-state.json";
-/// Below the unit's TimeoutStartSec=, so that the reason is ours to give.
-const READY_LIMIT: Duration = Duration::from_secs(80);
 /// Below the GC unit's TimeoutStartSec=.
 const GC_LIMIT: Duration = Duration::from_secs(5 * 3600);
 const GC_POLL: Duration = Duration::from_secs(2);
-const READY_POLL: Duration = Duration::from_millis(25);
 
 fn config(root: &Root, host: &UpstreamHost) -> Result<RegistryConfig> {
     let path = config_path(host);
@@ -40,6 +43,12 @@ fn config(root: &Root, host: &UpstreamHost) -> Result<RegistryConfig> {
 
 fn config_path(host: &UpstreamHost) -> String {
     format!("{REGISTRY_FOLDER}/{host}.yml")
+}
+
+/// The program that the unit names, or the one that is found here.
+fn registry(root: &Root, engine: Option<&AbsolutePath>) -> Result<Registry> {
+    let engine = engine.map_or(Engine::Auto, |path| Engine::Binary(path.clone()));
+    facts::find_registry(root, &engine)?.context("no registry binary found: run `larder apply`")
 }
 
 /// Makes what the registry and its collector expect of a store, and sets aside what would keep the registry
@@ -57,7 +66,7 @@ fn store(config: &RegistryConfig) -> &str {
 }
 
 fn prepare_store(root: &Root, store: &str) -> Result<()> {
-    for folder in [REPOSITORIES, BLOBS] {
+    for folder in [REPOSITORIES, BLOBS, OWN_FOLDER] {
         root.make_directories(&format!("{store}/{folder}"), own_access(0o750))?;
     }
     let state = format!("{store}/{SCHEDULER}");
@@ -78,47 +87,6 @@ fn own_access(mode: u32) -> Access {
     Access { mode, owner }
 }
 
-/// Waits until the registry answers, as long as its process lives.
-///
-/// # Errors
-/// When it ended, or did not answer in 80 s.
-pub fn ready(host: &UpstreamHost) -> Result<()> {
-    let root = Root::open(std::path::Path::new("/"))?;
-    let config = config(&root, host)?;
-    let address = probe_address(&config.http.addr)?;
-    let main: Option<i32> = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok());
-    let deadline = Instant::now() + READY_LIMIT;
-    loop {
-        if crate::verify::http::get_status(address, "/v2/", Duration::from_secs(2)).is_ok_and(|s| s == 200) {
-            return Ok(());
-        }
-        if let Some(pid) = main
-            && kill(Pid::from_raw(pid), None).is_err()
-        {
-            bail!(
-                "{host}: the registry ended before it listened on {address}: its upstream is probably away"
-            );
-        }
-        if Instant::now() >= deadline {
-            bail!(
-                "{host}: wanted 200 from http://{address}/v2/, got no answer in {} s: its upstream is \
-                 probably silent",
-                READY_LIMIT.as_secs()
-            );
-        }
-        sleep(READY_POLL);
-    }
-}
-
-/// Distribution's `:5000` is every address.
-fn probe_address(addr: &str) -> Result<SocketAddr> {
-    let text = match addr.strip_prefix(':') {
-        Some(port) => format!("127.0.0.1:{port}"),
-        None => addr.to_owned(),
-    };
-    text.parse().with_context(|| format!("read the listen address {addr:?}"))
-}
-
 /// Runs the engine's own garbage collection, one registry of the node at a time.
 ///
 /// # Errors
@@ -127,8 +95,7 @@ pub fn gc(host: &UpstreamHost, engine: Option<&AbsolutePath>) -> Result<()> {
     let root = Root::open(std::path::Path::new("/"))?;
     become_registry_user(&root)?;
     let config = config(&root, host)?;
-    let engine = engine.map_or(Engine::Auto, |path| Engine::Binary(path.clone()));
-    let registry = facts::find_registry(&root, &engine)?.context("collect: no registry binary found")?;
+    let registry = registry(&root, engine).context("collect")?;
     let deadline = Instant::now() + GC_LIMIT;
     let _turn = root.lock(GC_LOCK, || {
         sleep(GC_POLL);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat, renameat};
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat, openat2, readlinkat, renameat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, fsync, symlinkat, unlinkat};
 
@@ -252,6 +252,33 @@ impl Root {
             Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
             Err(errno) => Err(errno).with_context(|| format!("read {}", self.show(path))),
         }
+    }
+
+    /// A regular file, open for writing at its end and made where it is missing. Neither it nor its folder may be a
+    /// symlink.
+    ///
+    /// # Errors
+    /// When the folder is missing, and on anything that is no such file.
+    pub fn append(&self, folder: &str, name: &str, mode: u32) -> Result<File> {
+        let context = || format!("write {}", self.show(&format!("{folder}/{name}")));
+        let (parent, last) = self.parent_for_writing(folder)?;
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let folder = openat(&parent, last, flags, Mode::empty()).with_context(context)?;
+        // A pipe that nobody reads would stop us for good.
+        let flags = OFlag::O_WRONLY
+            | OFlag::O_APPEND
+            | OFlag::O_CREAT
+            | OFlag::O_NOFOLLOW
+            | OFlag::O_NONBLOCK
+            | OFlag::O_CLOEXEC;
+        let file =
+            openat(&folder, name, flags, Mode::from_bits_truncate(mode)).with_context(context)?;
+        let stat = fstat(&file).with_context(context)?;
+        if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
+            bail!("{}: not a regular file", context());
+        }
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND)).with_context(context)?;
+        Ok(File::from(file))
     }
 
     /// Whether anything is there, through symlinks that stay in the root.

@@ -183,6 +183,14 @@ pub struct HttpSection {
 #[derive(serde::Deserialize)]
 pub struct ProxySection {
     pub remoteurl: String,
+    /// Whom Distribution 3 asks for its credentials.
+    #[serde(default)]
+    pub exec: Option<ExecSection>,
+}
+
+#[derive(serde::Deserialize)]
+pub struct ExecSection {
+    pub command: String,
 }
 
 impl RegistryConfig {

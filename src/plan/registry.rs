@@ -114,7 +114,7 @@ fn engine(registry: &Registry, plan: &mut Plan) -> Result<()> {
     // profile lets no other special character into a path.
     let program = registry.program.replace('%', "%%").replace('$', "$$");
     for (unit, command) in [
-        ("larder-registry@.service", format!("{program} serve /etc/larder/registry/%i.yml")),
+        ("larder-registry@.service", format!("larder unit run --engine {program} %i")),
         ("larder-gc@.service", format!("larder gc --engine {program} %i")),
     ] {
         let text = render("the engine drop-in", &EngineCommand { command: &command })?;
