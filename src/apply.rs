@@ -1,16 +1,18 @@
 //! The only loop that changes anything: stage, record the intent, change, wake, or put everything back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use anyhow::{Context, Result};
 
 use crate::diff::{Action, Change, Diff, Stranger, enabled_units, masked_units, registry_ids, resolve};
 use crate::facts::{CONTAINERD_CONFIG, USER, is_containerd_config};
-use crate::host::{Done, Host, NetworkWanted, Pulls, Wanted};
-use crate::journal::{KEPT, Kind, Manifest, Owned, digest, keep_aside, make_state_folder};
+use crate::guard::{self, Record};
+use crate::host::{Aim, Done, Host, NetworkWanted, Pulls, Wanted};
+use crate::journal::{KEPT, Kind, Manifest, Owned, digest, keep_aside, make_state_folder, put_back};
+use crate::plan::network::belongs_to_network;
 use crate::plan::{Plan, Resource, STATE};
-use crate::root::{Entry, Owner, Root, Staged, folder_of};
+use crate::root::{Access, Entry, Owner, Root, Staged, folder_of};
 use crate::wake::Wakes;
 
 /// Of a configuration that was migrated, in the folder of what is kept.
@@ -36,6 +38,8 @@ pub struct Failed {
     pub not_undone: Vec<String>,
     /// An account is not taken back: files that somebody made meanwhile may be its.
     pub made_user: bool,
+    /// What the links carry, where they had to be put back.
+    pub links: Option<String>,
 }
 
 impl fmt::Display for Failed {
@@ -43,7 +47,10 @@ impl fmt::Display for Failed {
         write!(f, "{:#}", self.cause)?;
         if self.not_undone.is_empty() {
             f.write_str("; everything is back as it was")?;
-            if self.made_user { write!(f, ", but for the new system user {USER}") } else { Ok(()) }
+            if self.made_user {
+                write!(f, ", but for the new system user {USER}")?;
+            }
+            self.links.iter().try_for_each(|links| write!(f, ": {links}"))
         } else {
             f.write_str("; not put back:")?;
             self.not_undone.iter().try_for_each(|line| write!(f, "\n  {line}"))
@@ -82,14 +89,27 @@ pub fn apply(
     let mut wakes = own.clone();
     match &old.unfinished {
         // The rest is the profile's business, and waits for it.
+        Some(_) if plan.part => {}
         Some(unfinished) if plan.handed_over => wakes.containerd |= unfinished.containerd,
         Some(unfinished) => wakes.take_over(unfinished, &enabled_units(plan), &masked_units(plan)),
         None => {}
     }
-    if diff.is_empty() && old.unfinished.is_none() && !stale {
+    if diff.is_empty() && (old.unfinished.is_none() || plan.part) && !stale {
         return Ok(applied);
     }
     make_state_folder(root)?;
+    let mut earlier = Record::read(root)?;
+    if own.links.is_empty()
+        && !wakes.links.is_empty()
+        && let Some(address) = address
+        && host.is_proven(address)?
+    {
+        // What a run that died has left to do, a boot or a manager has done.
+        wakes.links.clear();
+        if earlier.take().is_some() {
+            guard::disarm(root, host)?;
+        }
+    }
     sweep(plan, root, &old)?;
     let made_user = match diff.make_user.then(|| host.make_user(root, USER)).transpose()? {
         Some(Done::Later(reason)) => {
@@ -103,37 +123,54 @@ pub fn apply(
     let runtime = if wakes.containerd { host.runtime()? } else { None };
     let pulls = plan.certs_dir.clone().map_or(Pulls::Anything, Pulls::Read);
     // A migration is a cure for a CRI that is down, too: one that does not help is undone.
-    let wanted = Wanted { network: address.cloned(), pulls, up: plan.handed_over, runtime };
+    let wanted = Wanted { pulls, up: plan.handed_over, runtime };
+    let record = if wakes.links.is_empty() {
+        None
+    } else {
+        let live = host.link_states(&wakes.links)?;
+        Some(Record::new(earlier, diff, &old, &wakes.links, live))
+    };
 
     let mut run = Run {
         root,
         ids,
         undo: Vec::new(),
         stopped: BTreeSet::new(),
+        record,
         begun: Wakes::default(),
         kept: Vec::new(),
         handed_over: plan.handed_over,
+        part: plan.part,
     };
     let mut manifest = if plan.handed_over { old.clone() } else { intent(&old, plan, diff) };
-    let mut unfinished = old.unfinished.clone().filter(|_| plan.handed_over).unwrap_or_default();
+    let whole = !plan.handed_over && !plan.part;
+    let mut unfinished = old.unfinished.clone().filter(|_| !whole).unwrap_or_default();
     unfinished.add_all(&wakes);
     manifest.unfinished = Some(unfinished);
     manifest.write(root)?;
     let result = run
         .change(diff, &mut manifest, host, &wakes)
+        .and_then(|()| run.wake_links(host, &wakes, address))
         .and_then(|()| host.wake(root, &wakes, &wanted, &mut run.begun));
     match result {
         Ok(warnings) => applied.warnings = warnings,
         Err(cause) => {
             let wanted = Wanted { pulls: Pulls::AsBefore, runtime: wanted.runtime, ..Wanted::default() };
-            let not_undone = run.roll_back(host, &own, &old, &wanted);
-            return Err(Failed { cause, not_undone, made_user }.into());
+            let (not_undone, links) = run.roll_back(host, &own, &old, &wanted);
+            return Err(Failed { cause, not_undone, made_user, links }.into());
         }
     }
     if plan.handed_over {
         hand_over(&mut manifest, &old, diff);
     } else {
         commit(&mut manifest, plan, diff);
+        // What a whole run has left to do is still to be done by the next, and the network still to be proven.
+        if plan.part {
+            let unfinished = Wakes { links: wakes.links, ..Wakes::default() };
+            let mut left = old.unfinished.unwrap_or_default();
+            left.add_all(&unfinished);
+            manifest.unfinished = Some(left).filter(|left| !left.is_empty());
+        }
     }
     manifest.write(root)?;
     if stale {
@@ -236,8 +273,12 @@ fn commit(manifest: &mut Manifest, plan: &Plan, diff: &Diff) {
         // What is planned is there now. `larder watch` may have died before it wrote what it had announced.
         match plan.resources.get(path) {
             Some(Resource::File { bytes, .. }) => owned.wrote = vec![digest(bytes)],
+            None if plan.part => {}
             _ => owned.wrote = owned.wrote.pop().into_iter().collect(),
         }
+    }
+    if plan.part {
+        return;
     }
     // Folders that hold something of somebody else's stay, and stay recorded no longer.
     manifest.entries.retain(|path, owned| {
@@ -265,10 +306,14 @@ struct Run<'r> {
     undo: Vec<&'r Change<'r>>,
     /// Units that ran before.
     stopped: BTreeSet<String>,
+    /// How the network was, where that changes.
+    record: Option<Record>,
     /// What was woken for the new files: only that has to be woken for the old ones again.
     begun: Wakes,
     kept: Vec<String>,
     handed_over: bool,
+    /// Nothing can be woken yet.
+    part: bool,
 }
 
 impl<'r> Run<'r> {
@@ -303,7 +348,16 @@ impl<'r> Run<'r> {
         // Should stopping fail half-way, all of them are started again.
         self.stopped.clone_from(&wakes.stop);
         self.stopped = host.stop(wakes)?;
-        self.rename(diff, staged)?;
+        let mut staged = staged.into_iter().map(|one| (one.path().to_owned(), one)).collect();
+        // The network last, with all in place that takes it back.
+        self.rename(diff, &mut staged, |path| !belongs_to_network(path))?;
+        if let Some(record) = &self.record {
+            record.arm(self.root, host)?;
+            // From here on this machine may be off the network.
+            self.begun.links.clone_from(&record.links);
+            host.release_links(&record.links)?;
+        }
+        self.rename(diff, &mut staged, belongs_to_network)?;
         self.sync_folders(diff)?;
         if imports { host.try_containerd_config(self.root, CONTAINERD_CONFIG) } else { Ok(()) }
     }
@@ -312,7 +366,8 @@ impl<'r> Run<'r> {
         let mut staged = Vec::new();
         for change in &diff.changes {
             if let Action::WriteFile { bytes, access, .. } = &change.action {
-                let mut access = resolve(*access, self.ids).context("stage: no registry user")?;
+                // In an image the user may be made at the first boot; what is his is root's until then.
+                let mut access = resolve(*access, self.ids).unwrap_or_else(|| Access::root(access.mode));
                 if let (Action::WriteFile { content, .. }, Entry::File { access: now, .. }) =
                     (&change.action, &change.before)
                     && content.is_edit()
@@ -368,16 +423,21 @@ impl<'r> Run<'r> {
         if first_copies { manifest.write(self.root) } else { Ok(()) }
     }
 
-    fn rename(&mut self, diff: &'r Diff, staged: Vec<Staged>) -> Result<()> {
-        let mut staged = staged.into_iter();
-        for change in &diff.changes {
+    /// Those of the changes that `which` picks.
+    fn rename(
+        &mut self,
+        diff: &'r Diff,
+        staged: &mut BTreeMap<String, Staged>,
+        which: fn(&str) -> bool,
+    ) -> Result<()> {
+        for change in diff.changes.iter().filter(|change| which(&change.path)) {
             if !matches!(change.action, Action::MakeDirectory { .. }) {
                 self.undo.push(change);
             }
             match &change.action {
                 Action::MakeDirectory { .. } | Action::Leave => {}
                 Action::WriteFile { .. } => {
-                    let one = staged.next().context("write: a staged file is missing")?;
+                    let one = staged.remove(&change.path).context("write: a staged file is missing")?;
                     self.root.commit(one)?;
                 }
                 Action::Link { target } => self.root.link(&change.path, target)?,
@@ -419,9 +479,34 @@ impl<'r> Run<'r> {
         self.root.sync_folders(&folders)
     }
 
-    /// Puts every path back, newest first, and the units after it.
-    fn roll_back(mut self, host: &dyn Host, own: &Wakes, old: &Manifest, wanted: &Wanted) -> Vec<String> {
+    /// The new network, up to its proof. With that, nothing brings the old one back any more. One that nobody can
+    /// prove yet is left to the next run, record and all.
+    fn wake_links(&self, host: &dyn Host, wakes: &Wakes, address: Option<&NetworkWanted>) -> Result<()> {
+        let Some(record) = &self.record else { return Ok(()) };
+        let aim = match address {
+            Some(wanted) => Aim::Wanted(wanted.clone()),
+            // The profile leaves it to others again.
+            None => Aim::Others(record.live.clone()),
+        };
+        host.wake_links(&wakes.links, &aim)?;
+        if self.part { Ok(()) } else { guard::disarm(self.root, host) }
+    }
+
+    /// Puts every path back: the network first, then newest first, and the units after it. Returns what could not be
+    /// undone, and what the links carry where they had to be put back.
+    fn roll_back(
+        mut self,
+        host: &dyn Host,
+        own: &Wakes,
+        old: &Manifest,
+        wanted: &Wanted,
+    ) -> (Vec<String>, Option<String>) {
         let mut not_undone = Vec::new();
+        let mut links = None;
+        let record = self.record.take().filter(|_| !self.begun.links.is_empty());
+        if let Some(record) = &record {
+            links = self.roll_links_back(record, host, &mut not_undone);
+        }
         let mut note = |what: &str, result: Result<()>| {
             if let Err(error) = result {
                 not_undone.push(format!("{what}: {error:#}"));
@@ -430,36 +515,49 @@ impl<'r> Run<'r> {
         let back = self.begun.common(own).undo(std::mem::take(&mut self.stopped));
         note("stop units", host.stop(&back).map(drop));
         for Change { path, before, .. } in self.undo.iter().rev() {
-            note(&self.root.show(path), self.restore(path, before));
+            if !record.as_ref().is_some_and(|record| record.has(path)) {
+                note(&self.root.show(path), put_back(self.root, path, before));
+            }
         }
         note("wake units", host.wake(self.root, &back, wanted, &mut Wakes::default()).map(drop));
+        let mut old = old.clone();
+        if let Some(record) = &record {
+            record.amend(&mut old);
+        }
         note("the manifest", old.write(self.root));
-        not_undone
+        (not_undone, links)
     }
 
-    fn restore(&self, path: &str, before: &Entry) -> Result<()> {
-        if self.root.entry(path)? == *before {
-            return Ok(());
+    /// The timer stays set where this does not work: it tries again.
+    fn roll_links_back(
+        &self,
+        record: &Record,
+        host: &dyn Host,
+        not_undone: &mut Vec<String>,
+    ) -> Option<String> {
+        let mut note = |what: &str, error: anyhow::Error| not_undone.push(format!("{what}: {error:#}"));
+        // It may have been disarmed with the proof, and something later have failed.
+        let armed = record.arm(self.root, host);
+        if let Err(error) = host.release_links(&record.links) {
+            note("take the links down", error);
         }
-        match before {
-            Entry::Absent => match self.root.entry(path)? {
-                Entry::Directory { .. } => self.root.remove_empty_directory(path),
-                _ => self.root.remove(path),
-            },
-            Entry::File { bytes, access } => self.root.write(path, bytes, *access),
-            Entry::Link { target } => {
-                self.root.link(path, target)?;
-                self.root.sync_folder(path)
+        for (path, error) in record.restore_files(self.root) {
+            note(&path, error);
+        }
+        match host.wake_links(&record.links, &Aim::Before(record.live.clone())) {
+            Ok(links) => {
+                if let Err(error) = guard::disarm(self.root, host) {
+                    note("disarm the guard of the network", error);
+                }
+                return Some(links);
             }
-            Entry::Directory { access } => {
-                if self.root.entry(path)? == Entry::Absent {
-                    self.root.make_directory(path, *access)?;
-                    self.root.sync_folder(path)
-                } else {
-                    self.root.set_access(path, *access)
+            Err(error) => {
+                note("the network", error);
+                if let Err(error) = armed {
+                    note("try again later", error);
                 }
             }
-            Entry::Other => Ok(()),
         }
+        None
     }
 }

@@ -5,23 +5,29 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use nix::sys::stat::{Mode, umask};
 use serde_json::json;
 
 use crate::apply::Failed;
+use crate::guard;
 use crate::host::image::Image;
 use crate::host::live::Live;
 use crate::host::{Host, booted};
 use crate::instance;
 use crate::log::{self, TOLD};
-use crate::node::{AbsolutePath, Node, UpstreamHost, schema};
+use crate::node::{AbsolutePath, Engine, Node, UpstreamHost, schema};
 use crate::plan::Refused;
 use crate::profile::{self, Loaded, Problems, Source};
 use crate::root::Root;
 
 mod explain;
+mod gc;
 mod migrate;
+mod refresh;
 mod run;
+mod scrub;
 mod status;
+mod tend;
 mod watch;
 
 /// Exit codes (also in `larder --help`).
@@ -88,6 +94,9 @@ enum Command {
         /// Also delete the cached data of upstreams that have left the profile
         #[arg(long)]
         purge: bool,
+        /// Write the files of the network only and wake nobody, while this machine boots (larder-network.service does)
+        #[arg(long, conflicts_with_all = ["purge", "root"])]
+        before_network: bool,
     },
     /// Show what apply would change, as a diff
     Plan {
@@ -112,10 +121,7 @@ enum Command {
     },
     /// Show what runs here: registries, the endpoints that containerd asks, when what is due; 4 when something
     /// is out or down
-    Status {
-        #[arg(long, value_enum, default_value = "text")]
-        output: Output,
-    },
+    Status(status::StatusInput),
     /// Ask each cache once; take those that do not answer out of containerd's hosts.toml files, and put them back
     /// once they do. larder-watch.timer sees to it that this happens every three seconds
     Watch {
@@ -147,14 +153,42 @@ enum Command {
     },
     /// Print the profile's JSON Schema
     Schema,
-    /// Collect the garbage of one upstream's registry now
+    /// Evict what was used longest ago from stores that are above their budget, then collect the garbage
+    #[command(
+        after_help = "Exit codes:\n  0  done\n  1  something failed\n  2  usage refused: nothing of that is cached here"
+    )]
     Gc {
-        /// The upstream, as the profile names it
-        upstream: String,
-        /// The registry binary [default: the one found on this machine]
-        #[arg(long, value_name = "PATH")]
-        engine: Option<String>,
+        #[command(flatten)]
+        input: gc::GcInput,
     },
+    /// Read all that is cached, and remove what is not what its name says, so that the next pull fetches it again
+    #[command(
+        after_help = "Exit codes:\n  0   nothing is broken, or no longer\n  1   something broken could not be removed, or \
+                      a store not be read\n  2   usage refused: nothing of that is cached here\n  10  --dry-run: \
+                      something is broken"
+    )]
+    Scrub {
+        #[command(flatten)]
+        input: scrub::ScrubInput,
+    },
+    /// Forget one cached image, so that the next pull asks its registry again
+    Refresh {
+        #[command(flatten)]
+        input: refresh::RefreshInput,
+    },
+    /// Keep the caches within their budget and the disk from running full, and note what is used. larder-tend.timer
+    /// sees to it that this happens every second
+    Tend {
+        /// Go on for so many rounds, a second apart
+        #[arg(long, value_name = "N", default_value = "1")]
+        rounds: u32,
+        /// Another machine's files
+        #[arg(long, hide = true, value_name = "DIR")]
+        root: Option<PathBuf>,
+    },
+    /// What registries call for their credentials
+    #[command(hide = true)]
+    Get,
     /// What the registry units call
     #[command(hide = true)]
     Unit {
@@ -167,14 +201,14 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct EngineOf {
     upstream: String,
-    /// The registry binary [default: the one found on this machine]
-    #[arg(long, value_name = "PATH")]
+    /// The registry binary, or `podman:IMAGE` [default: what `apply` has found]
+    #[arg(long, value_name = "ENGINE")]
     engine: Option<String>,
 }
 
 impl EngineOf {
-    fn read(&self) -> Result<(UpstreamHost, Option<AbsolutePath>)> {
-        let engine = self.engine.as_deref().map(AbsolutePath::parse).transpose().map_err(refused)?;
+    fn read(&self) -> Result<(UpstreamHost, Option<Engine>)> {
+        let engine = self.engine.as_deref().map(Engine::parse).transpose().map_err(refused)?;
         Ok((UpstreamHost::parse(&self.upstream).map_err(refused)?, engine))
     }
 }
@@ -182,18 +216,37 @@ impl EngineOf {
 #[derive(Debug, Subcommand)]
 enum UnitStep {
     /// Before a registry starts
-    Prepare { upstream: String },
+    Prepare {
+        #[command(flatten)]
+        engine: EngineOf,
+        /// What its image is loaded from
+        #[arg(long, value_name = "PATH")]
+        archive: Option<String>,
+    },
+    /// After it ended
+    Clear(EngineOf),
     /// The registry itself
     Run(EngineOf),
     /// Whoever serves the store while the upstream does not answer
     StandIn(EngineOf),
+    /// A registry that `run` waits for
+    Serve(EngineOf),
+    /// One that has grown, or is not well
+    Restart { upstream: String },
     /// Until a registry answers
     Ready { upstream: String },
+    /// When there may be another certificate
+    Renew,
+    /// What the guard of the network runs: puts back what a `larder apply` that died has left without proof
+    RestoreNetwork,
 }
 
 /// Runs one command and returns the exit code.
 #[must_use]
 pub fn run(cli: Cli) -> u8 {
+    // Programs that we run make files for others to read: under another mask `netplan` writes them so that
+    // systemd-networkd, a user of its own, cannot, and lets go of the link. Ours have their modes from us.
+    umask(Mode::from_bits_truncate(0o022));
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) => report_error(&error),
@@ -230,13 +283,14 @@ fn tell_warning(warning: &str) {
 
 fn dispatch(command: Command) -> Result<u8> {
     match command {
-        Command::Apply { input, purge } => run::apply_command(&input, purge),
+        Command::Apply { input, before_network: true, .. } => run::before_network(&input),
+        Command::Apply { input, purge, before_network: false } => run::apply_command(&input, purge),
         Command::Plan { input, purge } => run::plan_command(&input, purge),
         Command::Check { input } => check_command(&input),
         Command::Verify { input: LiveInput { profile, output }, pull } => {
             run::verify_command(&Input { profile, root: None, output }, pull)
         }
-        Command::Status { output } => status::status_command(output),
+        Command::Status(input) => status::status_command(&input),
         Command::Watch { rounds, root } => watch::watch_command(rounds, root.as_deref()),
         Command::Config { input } => {
             let loaded = load(&input)?;
@@ -248,29 +302,47 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Explain { input } => explain::explain_command(&input),
         Command::Migrate { input } => migrate::migrate_command(&input),
         Command::Schema => print_json(&schema()),
-        Command::Gc { upstream, engine } => {
+        Command::Gc { input } => gc::gc_command(&input),
+        Command::Scrub { input } => scrub::scrub_command(&input),
+        Command::Refresh { input } => refresh::refresh_command(&input),
+        Command::Tend { rounds, root } => tend::tend_command(rounds, root.as_deref()),
+        Command::Get => {
             log::init();
-            let engine = engine.map(|path| AbsolutePath::parse(&path)).transpose().map_err(refused)?;
-            instance::gc(&UpstreamHost::parse(&upstream).map_err(refused)?, engine.as_ref())?;
+            instance::get()?;
             Ok(code::CONVERGED)
         }
         Command::Unit { step } => {
             log::init();
             match step {
-                UnitStep::Prepare { upstream } => {
-                    instance::prepare(&UpstreamHost::parse(&upstream).map_err(refused)?)
+                UnitStep::Prepare { engine, archive } => {
+                    let (host, engine) = engine.read()?;
+                    let archive = archive.as_deref().map(AbsolutePath::parse).transpose().map_err(refused)?;
+                    instance::prepare(&host, engine.as_ref(), archive.as_ref())
                 }
+                UnitStep::Clear(engine) => match engine.read()? {
+                    (host, Some(Engine::Container { runtime, .. })) => instance::clear(&host, runtime),
+                    _ => Ok(()),
+                },
                 UnitStep::Run(engine) => {
                     let (host, engine) = engine.read()?;
                     instance::run::run(&host, engine.as_ref())
                 }
                 UnitStep::StandIn(engine) => {
                     let (host, engine) = engine.read()?;
-                    instance::run::stand_in(&host, engine.as_ref())
+                    instance::run::child(&host, engine.as_ref(), instance::run::Role::StandIn)
                 }
+                UnitStep::Serve(engine) => {
+                    let (host, engine) = engine.read()?;
+                    instance::run::child(&host, engine.as_ref(), instance::run::Role::Cache)
+                }
+                UnitStep::Restart { upstream } => {
+                    instance::restart(&UpstreamHost::parse(&upstream).map_err(refused)?)
+                }
+                UnitStep::Renew => crate::renew::renew(),
                 UnitStep::Ready { upstream } => {
                     instance::ready(&UpstreamHost::parse(&upstream).map_err(refused)?)
                 }
+                UnitStep::RestoreNetwork => guard::restore(&Root::open(Path::new("/"))?, &Live),
             }?;
             Ok(code::CONVERGED)
         }
@@ -336,7 +408,7 @@ fn machine(input: &Input) -> Result<(Root, Box<dyn Host>)> {
     match &input.root {
         Some(dir) => {
             let dir = std::path::absolute(dir).with_context(|| format!("open {}", dir.display()))?;
-            Ok((Root::open(&dir)?, Box::new(Image)))
+            Ok((Root::open(&dir)?, Box::new(Image::Tree)))
         }
         None if booted() => {
             // An image has no journal, and the builder's own is not the place for its events.

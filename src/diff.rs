@@ -11,6 +11,7 @@ use toml_edit::{Document, Item};
 
 use crate::facts::USER;
 use crate::journal::{Kind, Manifest};
+use crate::plan::network::{belongs_to_network, is_managers_file};
 use crate::plan::{Content, Plan, Purpose, Refused, Resource, User};
 use crate::root::{Access, Entry, Owner, Root};
 use crate::wake::{Change as Woken, Wakes};
@@ -101,7 +102,8 @@ pub fn registry_ids(root: &Root) -> Result<Option<Owner>> {
 /// [`Refused`] where something that is no file is in the way, and I/O errors.
 pub fn diff<'p>(plan: &'p Plan, root: &Root, manifest: &Manifest, purge: bool) -> Result<Diff<'p>> {
     let mut diff = additions(plan, root, manifest)?;
-    removals(plan, root, manifest, purge, &mut diff)?;
+    let of_plan = |path: &str| !plan.part || belongs_to_network(path);
+    removals(plan, root, manifest, purge, of_plan, &mut diff)?;
     Ok(diff)
 }
 
@@ -140,7 +142,7 @@ pub fn additions<'p>(plan: &'p Plan, root: &Root, manifest: &Manifest) -> Result
                 ));
                 None
             }
-            (Resource::File { bytes, mode, content }, _) => file(bytes, *mode, *content, &before),
+            (Resource::File { bytes, mode, content }, _) => file(bytes, *mode, *content, &before, ids),
             (Resource::Link { target }, Entry::Link { target: now }) if now == target => None,
             (Resource::Link { target }, _) => Some(Action::Link { target }),
         };
@@ -180,8 +182,15 @@ fn directory<'p>(
     }
 }
 
-fn file<'p>(bytes: &'p [u8], mode: u32, content: Content, before: &Entry) -> Option<Action<'p>> {
-    let mut access = Wanted { mode, user: User::Root };
+fn file<'p>(
+    bytes: &'p [u8],
+    mode: u32,
+    content: Content,
+    before: &Entry,
+    ids: Option<Owner>,
+) -> Option<Action<'p>> {
+    let user = if content == Content::Login { User::Registry } else { User::Root };
+    let mut access = Wanted { mode, user };
     if let Entry::File { bytes: now, access: now_access } = before {
         if content.is_edit() {
             // The mode is its owner's business, as long as a secret of ours stays one.
@@ -191,7 +200,9 @@ fn file<'p>(bytes: &'p [u8], mode: u32, content: Content, before: &Entry) -> Opt
             return (!right).then_some(Action::WriteFile { bytes, access, content });
         }
         if now == bytes {
-            let right = now_access.mode == mode && now_access.owner == Owner::Root;
+            // Until the user is there, it is root's.
+            let wanted = resolve(access, ids).unwrap_or_else(|| Access::root(mode));
+            let right = *now_access == wanted;
             return (!right).then_some(Action::SetAccess { access });
         }
     }
@@ -211,8 +222,15 @@ fn stranger(action: &Action, path: &str, before: &Entry, manifest: &Manifest) ->
 }
 
 /// What is ours and no longer wanted.
-fn removals(plan: &Plan, root: &Root, manifest: &Manifest, purge: bool, diff: &mut Diff) -> Result<()> {
-    for (path, owned) in manifest.entries.iter().rev() {
+fn removals(
+    plan: &Plan,
+    root: &Root,
+    manifest: &Manifest,
+    purge: bool,
+    of_plan: impl Fn(&str) -> bool,
+    diff: &mut Diff,
+) -> Result<()> {
+    for (path, owned) in manifest.entries.iter().rev().filter(|(path, _)| of_plan(path)) {
         if plan.resources.contains_key(path) {
             continue;
         }
@@ -247,6 +265,9 @@ impl Diff<'_> {
         for change in &self.changes {
             match &change.action {
                 Action::Link { target } => wakes.add(&change.path, Woken::Linked { target }),
+                Action::WriteFile { content, .. } if content.is_edit() && is_managers_file(&change.path) => {
+                    wakes.links.extend(plan.link.clone());
+                }
                 // containerd's own, or one that it imports.
                 Action::WriteFile { content, .. } if content.is_edit() => wakes.containerd = true,
                 Action::WriteFile { .. } | Action::SetAccess { .. } => wakes.add(&change.path, Woken::File),
@@ -347,7 +368,7 @@ impl Change<'_> {
     /// A unified diff where there is text to compare; never of a secret.
     fn text(&self) -> Option<String> {
         let Action::WriteFile { bytes, content, .. } = &self.action else { return None };
-        if *content == Content::Secret {
+        if matches!(content, Content::Secret | Content::Login) {
             return Some("(a secret: not shown)\n".to_owned());
         }
         let mut before = match &self.before {

@@ -2,19 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use zeroize::Zeroizing;
 
+use crate::certificate::Certificate;
 use crate::containerd::Version;
 use crate::host::Host;
-use crate::node::{Engine, Network, Node, SecretSource, UpstreamHost};
-use crate::root::Root;
+use crate::node::{Engine, Node, SecretSource, Trust, UpstreamHost, certificates, to_pem};
+use crate::plan::network::path_of;
+use crate::root::{Entry, Root, Space};
 use crate::template::UNITS;
 
 pub mod binary;
 mod client;
+mod face;
+pub mod image;
+pub mod network;
 mod version;
+pub use image::Container;
+pub use network::{Backend, INTERFACES, Link, Manager, ManagerFile, NetworkState};
 pub use version::containerd_version;
 
 /// The system user that registries run as.
@@ -23,6 +31,8 @@ pub const USER: &str = "larder";
 pub const CONTAINERD_CONFIG: &str = "etc/containerd/config.toml";
 /// A file of ours in a folder that it imports; sorts after what people write.
 pub const CONTAINERD_DROP_IN: &str = "zz-larder.toml";
+/// resolv.conf(5).
+pub const RESOLV_CONF: &str = "etc/resolv.conf";
 /// The unit of Debian's docker-registry package: it takes port 5000 on every address.
 pub const DEBIAN_REGISTRY: &str = "docker-registry.service";
 
@@ -40,22 +50,43 @@ pub struct Facts {
     pub packaged: Vec<&'static str>,
     /// The port of Debian's own registry service, where that package is.
     pub debian_registry: Option<u16>,
+    /// The file system of the caches, where it can be told.
+    pub space: Option<Space>,
     pub containerd: Containerd,
     /// Endpoints that `larder watch` has taken out for now, by URL.
     pub out: BTreeSet<String>,
     pub network: NetworkState,
     /// The upstream passwords that could be read.
     pub passwords: BTreeMap<UpstreamHost, Zeroizing<String>>,
+    /// Those of the object store, by Distribution's own name.
+    pub store_secrets: Vec<(&'static str, Zeroizing<String>)>,
+    /// What the registries are to show, where that could be read.
+    pub certificate: Option<Certificate>,
+    /// The folder of node_exporter's textfile collector, absolute: what it is told goes there.
+    pub textfile: Option<String>,
+    /// The certificates that are trusted for one upstream: PEM, and nothing else.
+    pub trusted: BTreeMap<UpstreamHost, Arc<str>>,
     /// What stands in the way, each a line for the operator.
     pub problems: Vec<String>,
 }
 
-/// A Distribution binary.
+/// Distribution's registry: a binary, or an image and what runs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registry {
     /// Absolute, on the machine itself.
     pub program: String,
     pub major: u32,
+    /// Present: `program` runs the image that the registry is in.
+    pub container: Option<Container>,
+}
+
+impl Registry {
+    /// Whether it takes its socket from systemd, and asks a program of ours for its credentials each time that it
+    /// needs them: Distribution 3 does, where it runs among our files.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        self.major >= 3 && self.container.is_none()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -93,63 +124,43 @@ impl Containerd {
     }
 }
 
-/// Who has the interface, and what it has.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct NetworkState {
-    /// The interface that the profile means, by its name here.
-    pub interface: Option<String>,
-    pub manager: Manager,
-    /// The address, its prefix and the default route are there for good already, by somebody else's file.
-    pub already_right: bool,
-    pub cloud_init: bool,
-}
-
-/// What configures the interface, with the evidence.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub enum Manager {
-    #[default]
-    Networkd,
-    Other {
-        name: &'static str,
-        evidence: String,
-    },
-    /// networkd, with a file that sorts before ours: ours would be read and never used.
-    Shadowed {
-        file: String,
-    },
-    Nobody {
-        evidence: String,
-    },
-    /// Only the running machine can tell.
-    LaterAtBoot {
-        reason: String,
-    },
-}
-
-/// Reads what the plan for `node` depends on. Problems of the machine are collected, not returned as an
+/// Reads what the plan for `node` depends on; `link` is the one whose files are ours already. Problems of the machine are collected, not returned as an
 /// error, so that the operator sees all of them.
 ///
 /// # Errors
 /// When a file that is there cannot be read.
-pub fn read(root: &Root, host: &dyn Host, node: &Node, network_is_ours: bool) -> Result<Facts> {
+pub fn read(root: &Root, host: &dyn Host, node: &Node, link: Option<&Link>) -> Result<Facts> {
     let mut facts = Facts { packaged: packaged(root), ..Facts::default() };
     if let Some(cache) = &node.cache {
         facts.registry = find_registry(root, &cache.engine)?;
         if facts.registry.is_none() {
-            facts.problems.push(match &cache.engine {
-                Engine::Auto => "no registry binary found in /usr/local/bin or /usr/bin: install Debian's \
-                                 docker-registry or Distribution's registry"
-                    .to_owned(),
-                Engine::Binary(path) => format!("cache.engine: {path} is no Distribution registry binary"),
-            });
+            image::find(root, host, &cache.engine, &mut facts)?;
+        }
+        if facts.registry.is_none() {
+            match &cache.engine {
+                Engine::Auto => facts.problems.push(
+                    "no registry binary found in /usr/local/bin or /usr/bin, nor an image registry:3 that podman or \
+                     docker has: install Debian's docker-registry or Distribution's registry, or name an image in \
+                     `cache.engine`"
+                        .to_owned(),
+                ),
+                Engine::Binary(path) => {
+                    facts.problems.push(format!("cache.engine: {path} is no Distribution registry binary"));
+                }
+                // Told already.
+                Engine::Container { .. } => {}
+            }
         }
         facts.debian_registry = debian_registry(root)?;
+        facts.space = host.space(root, cache.storage.as_str())?;
+        read_store(root, cache, &mut facts)?;
         read_passwords(root, node, &mut facts)?;
+        face::read(root, cache, &mut facts)?;
+        read_trusted(root, node, &mut facts)?;
     }
+    face::read_textfile(root, node, &mut facts)?;
     read_client(root, host, node, &mut facts)?;
-    if let Some(network) = &node.network {
-        facts.network = read_network(root, host, network, network_is_ours)?;
-    }
+    facts.network = read_network(root, host, node, link)?;
     Ok(facts)
 }
 
@@ -193,13 +204,15 @@ pub fn find_registry(root: &Root, engine: &Engine) -> Result<Option<Registry>> {
     let candidates = match engine {
         Engine::Binary(path) => vec![path.as_str().trim_start_matches('/').to_owned()],
         Engine::Auto => REGISTRY_PROGRAMS.iter().filter_map(|name| find_program(root, name)).collect(),
+        Engine::Container { .. } => Vec::new(),
     };
     for path in candidates {
         let Some(file) = root.open_file(&path)? else { continue };
         if let Some(package) = binary::main_package(&file)
             && package.contains("/distribution/")
         {
-            return Ok(Some(Registry { program: format!("/{path}"), major: binary::major(&package, 2) }));
+            let major = binary::major(&package, 2);
+            return Ok(Some(Registry { program: format!("/{path}"), major, container: None }));
         }
     }
     Ok(None)
@@ -237,6 +250,72 @@ fn read_passwords(root: &Root, node: &Node, facts: &mut Facts) -> Result<()> {
                 name_secret(root, &credentials.password)
             )),
         }
+    }
+    Ok(())
+}
+
+/// What an object store takes beside its settings: secrets, and a registry that was built with its driver.
+fn read_store(root: &Root, cache: &crate::node::Cache, facts: &mut Facts) -> Result<()> {
+    let Some(store) = &cache.objects else { return Ok(()) };
+    let driver = store.driver.name();
+    for (name, source) in &store.secrets {
+        match find_secret(root, source)? {
+            Some(secret) => facts.store_secrets.push((name, secret)),
+            None => facts.problems.push(format!(
+                "cache.storage.{driver}.{}: {} is not there",
+                name.replace('_', "."),
+                name_secret(root, source)
+            )),
+        }
+    }
+    if let Some(registry @ Registry { container: None, .. }) = &facts.registry
+        && let Some(file) = root.open_file(registry.program.trim_start_matches('/'))?
+        && !binary::holds(&file, store.driver.package().as_bytes())?
+    {
+        facts.problems.push(format!(
+            "cache.storage.{driver}: {} was built without that driver: install Distribution's own 3.x, and name it in \
+             `cache.engine`",
+            registry.program
+        ));
+    }
+    Ok(())
+}
+
+fn read_trusted(root: &Root, node: &Node, facts: &mut Facts) -> Result<()> {
+    // A fleet's upstreams share few authorities.
+    let mut known: BTreeMap<&str, Arc<str>> = BTreeMap::new();
+    for upstream in &node.upstreams {
+        let Some(trust) = &upstream.ca else { continue };
+        let (name, found) = match trust {
+            Trust::Pem(text) => (text.as_str(), Some(text.as_bytes().to_vec())),
+            Trust::File(path) => (path.as_str(), None),
+        };
+        if let Some(pem) = known.get(name) {
+            facts.trusted.insert(upstream.host.clone(), Arc::clone(pem));
+            continue;
+        }
+        let bytes = match found {
+            Some(bytes) => Some(bytes),
+            None => root.read(name.trim_start_matches('/'))?,
+        };
+        let wrong = match bytes.map(String::from_utf8) {
+            None => "is not there".to_owned(),
+            Some(Err(_)) => "is no PEM".to_owned(),
+            Some(Ok(text)) => match certificates(&text) {
+                Err(wrong) => wrong,
+                Ok(found) => {
+                    let pem: Arc<str> = to_pem(&found).into();
+                    known.insert(name, Arc::clone(&pem));
+                    facts.trusted.insert(upstream.host.clone(), pem);
+                    continue;
+                }
+            },
+        };
+        let name = match trust {
+            Trust::Pem(_) => "the text".to_owned(),
+            Trust::File(_) => root.show(name.trim_start_matches('/')),
+        };
+        facts.problems.push(format!("upstreams.{}.ca: {name} {wrong}", upstream.host));
     }
     Ok(())
 }
@@ -317,8 +396,21 @@ fn import_paths(root: &Root, text: &str) -> Result<Vec<String>> {
     Ok(paths)
 }
 
-fn read_network(root: &Root, host: &dyn Host, wanted: &Network, ours: bool) -> Result<NetworkState> {
+/// The part of [`read`] that the network depends on.
+///
+/// # Errors
+/// When the machine cannot be asked.
+pub fn read_network(root: &Root, host: &dyn Host, node: &Node, ours: Option<&Link>) -> Result<NetworkState> {
+    let Some(wanted) = &node.network else { return Ok(NetworkState::default()) };
     let mut state = host.network(root, wanted, ours)?;
     state.cloud_init = root.exists("etc/cloud");
+    if let Manager::Is(backend) = state.manager {
+        state.files = network::read_files(root, backend)?;
+        let ours = state.interface.as_deref().map(|interface| path_of(backend, interface));
+        let current = ours.map(|path| root.read(&path)).transpose()?.flatten();
+        state.current = current.and_then(|bytes| String::from_utf8(bytes).ok());
+        state.resolvconf = find_program(root, "resolvconf").is_some();
+        state.resolv_conf_is_link = matches!(root.entry(RESOLV_CONF)?, Entry::Link { .. });
+    }
     Ok(state)
 }

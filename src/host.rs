@@ -1,23 +1,32 @@
 //! The machine that a root directory belongs to: a running one, or an image that will be booted later.
 //! Nothing else asks which of the two it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Result;
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::facts::NetworkState;
-use crate::node::Network;
-use crate::root::Root;
+use crate::facts::{Backend, Container, Link, NetworkState};
+use crate::node::{ContainerRuntime, Network, Route};
+use crate::root::{Root, Space};
 use crate::wake::Wakes;
 
 pub mod command;
+mod guard;
+pub mod container;
 pub mod image;
 pub mod live;
+pub mod names;
 mod network;
+mod ports;
 pub mod state;
 mod trial;
+pub use network::link::{Held, LinkState};
+pub use network::session::Session;
 pub use state::Runtime;
 
 /// Whether something was done, or is left to the machine's own first boot.
@@ -29,16 +38,41 @@ pub enum Done {
 
 /// What changes or knows more than files.
 pub trait Host {
-    /// Who has the interface that `wanted` means. `ours`: our own file has it already.
+    /// Who has the interface that `wanted` means. `ours` is the link that files of ours are for already.
     ///
     /// # Errors
     /// When the machine cannot be asked.
-    fn network(&self, root: &Root, wanted: &Network, ours: bool) -> Result<NetworkState>;
+    fn network(&self, root: &Root, wanted: &Network, ours: Option<&Link>) -> Result<NetworkState>;
+
+    /// How much room there is where the absolute `path` is, or shall be; `None` where only the machine itself can tell.
+    ///
+    /// # Errors
+    /// When the file system does not say.
+    fn space(&self, root: &Root, path: &str) -> Result<Option<Space>> {
+        let _ = (root, path);
+        Ok(None)
+    }
 
     /// What `containerd --version` prints; `None` where it cannot run.
     fn containerd_version(&self, program: &str) -> Option<String> {
         let _ = program;
         None
+    }
+
+    /// What `podman image inspect` or `docker image inspect` prints; `None` where it has no such image, or cannot be
+    /// asked.
+    fn image(&self, runtime: ContainerRuntime, image: &str) -> Option<String> {
+        let _ = (runtime, image);
+        None
+    }
+
+    /// Has the runtime pull an image, or load it from an archive.
+    ///
+    /// # Errors
+    /// What the runtime says against it.
+    fn fetch_image(&self, container: &Container) -> Result<Done> {
+        let _ = container;
+        Ok(Done::Later(format!("{} comes when the machine itself applies", container.image)))
     }
 
     /// Makes a system user (sysusers.d(5)).
@@ -85,11 +119,87 @@ pub trait Host {
     /// When the machine cannot be asked.
     fn runtime(&self) -> Result<Option<Runtime>>;
 
-    /// Everything of `wakes` but the stops, in their order; `begun` gets each before it is tried. Returns what
+    /// What these links carry.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn link_states(&self, links: &BTreeSet<Link>) -> Result<BTreeMap<String, LinkState>> {
+        let _ = links;
+        Ok(BTreeMap::new())
+    }
+
+    /// Who else on the link of `interface` has one of these addresses, as a name for people; `Err` within: that could
+    /// not be asked, and why.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn holders(
+        &self,
+        interface: &str,
+        addresses: &[IpNetwork],
+    ) -> Result<Result<Vec<(IpAddr, String)>, String>> {
+        let _ = (interface, addresses);
+        Ok(Ok(Vec::new()))
+    }
+
+    /// Whether `interface` has this address now.
+    fn carries(&self, interface: &str, address: IpAddr) -> bool {
+        let _ = (interface, address);
+        false
+    }
+
+    /// The ssh session that this run came by.
+    fn session(&self) -> Option<Session> {
+        None
+    }
+
+    /// Sets a timer that puts the network back, should this process end before it is disarmed.
+    ///
+    /// # Errors
+    /// When that is not possible.
+    fn arm_guard(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// # Errors
+    /// When the timer cannot be stopped.
+    fn disarm_guard(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Before their files change: takes down those links whose manager could not do so afterwards.
+    ///
+    /// # Errors
+    /// When a manager refuses.
+    fn release_links(&self, links: &BTreeSet<Link>) -> Result<()> {
+        let _ = links;
+        Ok(())
+    }
+
+    /// Has the managers of these links read their files, and waits until `aim` is seen to be reached. Returns what
+    /// the links carry then, for people.
+    ///
+    /// # Errors
+    /// With what was tried, and what is not as it shall be.
+    fn wake_links(&self, links: &BTreeSet<Link>, aim: &Aim) -> Result<String> {
+        let _ = (links, aim);
+        Ok(String::new())
+    }
+
+    /// Whether all of `wanted` is there and works already.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn is_proven(&self, wanted: &NetworkWanted) -> Result<bool> {
+        let _ = wanted;
+        Ok(false)
+    }
+
+    /// Everything of `wakes` but the stops and the links, in their order; `begun` gets each before it is tried. Returns what
     /// a person has to be told.
     ///
     /// # Errors
-    /// When systemd refuses, the address does not come up, or containerd does not show what is wanted of it.
+    /// When systemd refuses, or containerd does not show what is wanted of it.
     fn wake(&self, root: &Root, wakes: &Wakes, wanted: &Wanted, begun: &mut Wakes) -> Result<Vec<String>>;
 
     /// Tells who waits for it that everything is in place; the proof may still take its time.
@@ -105,7 +215,6 @@ pub trait Host {
 /// What has to hold once all is woken.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    pub network: Option<NetworkWanted>,
     pub pulls: Pulls,
     /// CRI has to be up in the end, however it was before.
     pub up: bool,
@@ -129,7 +238,56 @@ pub enum Pulls {
 #[derive(Debug, Clone)]
 pub struct NetworkWanted {
     pub interface: String,
-    pub addresses: Vec<ipnetwork::IpNetwork>,
+    /// Who configures it; `None` where that is not known, and nothing is written for it.
+    pub backend: Option<Backend>,
+    pub addresses: Vec<IpNetwork>,
+    pub routes: Vec<Route>,
+}
+
+/// What a change of the network comes to.
+#[derive(Debug, Clone)]
+pub enum Aim {
+    /// What the profile says.
+    Wanted(NetworkWanted),
+    /// Whatever others' files say, as long as it gets the machine onto the network where it was there before.
+    Others(BTreeMap<String, LinkState>),
+    /// At least what was there, by interface.
+    Before(BTreeMap<String, LinkState>),
+}
+
+/// A process that is not mistaken for another with its number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    pub pid: u32,
+    /// In the kernel's ticks since boot (proc_pid_stat(5)).
+    started: Option<u64>,
+}
+
+impl Process {
+    #[must_use]
+    pub fn this() -> Self {
+        let pid = std::process::id();
+        Self { pid, started: started(pid) }
+    }
+
+    /// Ends it, if it is there still.
+    pub fn kill(&self) {
+        if let Ok(pid) = i32::try_from(self.pid)
+            && self.started.is_some()
+            && started(self.pid) == self.started
+        {
+            // ESRCH: gone meanwhile, which is what is wanted.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+        }
+    }
+}
+
+fn started(pid: u32) -> Option<u64> {
+    let stat = live::read(&format!("/proc/{pid}/stat"))?;
+    // Behind a name that may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// An environment variable of this process.
@@ -162,4 +320,22 @@ pub fn credential(root: &Root, name: &str) -> Result<Option<Zeroizing<String>>> 
 #[must_use]
 pub fn booted() -> bool {
     Path::new("/run/systemd/system").is_dir()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_not_mistaken_for_another_with_its_number() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id();
+        let ours = Process { pid, started: started(pid) };
+        let other = Process { pid, started: ours.started.map(|at| at + 1) };
+        other.kill();
+        Process { pid, started: None }.kill();
+        assert!(child.try_wait().unwrap().is_none(), "wanted it to run still");
+        ours.kill();
+        assert!(!child.wait().unwrap().success());
+    }
 }

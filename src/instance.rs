@@ -1,27 +1,35 @@
 //! What the units of one registry run: before its start, at it, after it, and for its garbage collection. All of it
 //! runs as the registry's own user, in its sandbox.
 
-use std::thread::sleep;
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, bail};
-use nix::unistd::{Gid, Uid, getegid, geteuid, setgid, setgroups, setuid};
-use tracing::{info, warn};
+use nix::unistd::{Gid, Uid, geteuid, getuid, setegid, seteuid, setgid, setgroups, setuid};
+use tracing::warn;
 
+mod engine;
+mod gc;
+pub use gc::gc;
+
+use crate::caches::Caches;
 use crate::diff::registry_ids;
-use crate::facts::{self, Registry};
-use crate::host::command::Invocation;
-use crate::node::{AbsolutePath, Engine, UpstreamHost};
+use crate::facts::{self, Container, Registry, image};
+use crate::host::container::{fetch, inspect, remove};
+use crate::node::{AbsolutePath, ContainerRuntime, Engine, ImageSource, UpstreamHost};
 use crate::plan::REGISTRY_FOLDER;
-use crate::plan::registry::GC_LOCK;
-use crate::root::{Access, Owner, Root};
+use crate::root::{Owner, Root};
+use crate::store::own_access;
 use crate::template::RegistryConfig;
 
+mod objects;
+pub use objects::{Environment, environments};
 mod ready;
 pub mod run;
-mod standin;
+mod child;
+mod credentials;
+mod restart;
 mod upstream;
+pub use credentials::get;
 pub use ready::ready;
+pub use restart::restart;
 
 /// Below the store's root folder: what Larder keeps of it.
 pub const OWN_FOLDER: &str = ".larder";
@@ -30,9 +38,6 @@ const REPOSITORIES: &str = "docker/registry/v2/repositories";
 const BLOBS: &str = "docker/registry/v2/blobs";
 /// The proxy's own list of what expires when.
 const SCHEDULER: &str = "scheduler-state.json";
-/// Below the GC unit's TimeoutStartSec=.
-const GC_LIMIT: Duration = Duration::from_secs(5 * 3600);
-const GC_POLL: Duration = Duration::from_secs(2);
 
 fn config(root: &Root, host: &UpstreamHost) -> Result<RegistryConfig> {
     let path = config_path(host);
@@ -45,24 +50,83 @@ fn config_path(host: &UpstreamHost) -> String {
     format!("{REGISTRY_FOLDER}/{host}.yml")
 }
 
-/// The program that the unit names, or the one that is found here.
-fn registry(root: &Root, engine: Option<&AbsolutePath>) -> Result<Registry> {
-    let engine = engine.map_or(Engine::Auto, |path| Engine::Binary(path.clone()));
-    facts::find_registry(root, &engine)?.context("no registry binary found: run `larder apply`")
+/// What the unit names, or what `apply` has left word of, or the binary that is found here.
+fn registry(root: &Root, host: &UpstreamHost, engine: Option<&Engine>) -> Result<Registry> {
+    let caches = Caches::read(root)?;
+    let cache = caches.as_ref().and_then(|caches| caches.of(host.as_str()));
+    let known = match (engine, cache.and_then(|cache| cache.engine.as_deref())) {
+        (None, Some(known)) => Some(Engine::parse(known).map_err(anyhow::Error::msg)?),
+        _ => None,
+    };
+    match engine.or(known.as_ref()) {
+        Some(Engine::Container { runtime, image: ImageSource::Name(image) }) => {
+            let name = runtime.name();
+            let program = facts::find_program(root, name)
+                .with_context(|| format!("no {name} here: install it, or run `larder apply`"))?;
+            let major = cache.context("it is not in caches.json: run `larder apply`")?.major;
+            let image = image.to_string();
+            let container = Container { runtime: *runtime, image, archive: None, is_there: true };
+            Ok(Registry { program: format!("/{program}"), major, container: Some(container) })
+        }
+        engine => facts::find_registry(root, engine.unwrap_or(&Engine::Auto))?
+            .context("no registry binary found: run `larder apply`"),
+    }
 }
 
 /// Makes what the registry and its collector expect of a store, and sets aside what would keep the registry
-/// from starting. The store's own folder is there: apply made it.
+/// from starting. The store's own folder is there: apply made it. So is the image, but for one from an archive: no
+/// other is fetched here.
 ///
 /// # Errors
-/// On I/O errors.
-pub fn prepare(host: &UpstreamHost) -> Result<()> {
+/// When there is no such image, and on I/O errors.
+pub fn prepare(host: &UpstreamHost, engine: Option<&Engine>, archive: Option<&AbsolutePath>) -> Result<()> {
     let root = Root::open(std::path::Path::new("/"))?;
-    prepare_store(&root, store(&config(&root, host)?))
+    let config = config(&root, host)?;
+    let registry = engine.map(|_| registry(&root, host, engine)).transpose()?;
+    if let Some(registry) = &registry
+        && let Some(container) = &registry.container
+    {
+        have_image(container, registry.major, archive)?;
+        clear(host, container.runtime)?;
+    }
+    match store(&config) {
+        Some(store) => as_registry_user(&root, || prepare_store(&root, store)),
+        // An object store has no folders to be made, and writes the list of what expires whole.
+        None => Ok(()),
+    }
 }
 
-fn store(config: &RegistryConfig) -> &str {
-    config.storage.filesystem.rootdirectory.trim_start_matches('/')
+fn have_image(container: &Container, wanted: u32, archive: Option<&AbsolutePath>) -> Result<()> {
+    let Container { runtime, image, .. } = container;
+    if let Some(path) = archive
+        && inspect(*runtime, image).is_none()
+    {
+        fetch(&Container { archive: Some(path.to_string()), ..container.clone() })?;
+    }
+    let name = runtime.name();
+    let inspected = inspect(*runtime, image)
+        .with_context(|| format!("{name} has no image {image}: run `larder apply`, which gets it"))?;
+    match image::major_of(&inspected, image) {
+        Some(major) if major != wanted => {
+            bail!(
+                "{image} is Distribution {major}.x by now, and configured as {wanted}.x: run `larder apply`"
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+/// After the registry: nothing of its name is left, even where what ran it was killed.
+///
+/// # Errors
+/// What the runtime says against it.
+pub fn clear(host: &UpstreamHost, runtime: ContainerRuntime) -> Result<()> {
+    remove(runtime, &engine::container_name("larder", host))
+}
+
+/// `None`: the data is in an object store, which the engine alone looks into.
+fn store(config: &RegistryConfig) -> Option<&str> {
+    config.storage.folder().map(|folder| folder.trim_start_matches('/'))
 }
 
 fn prepare_store(root: &Root, store: &str) -> Result<()> {
@@ -81,68 +145,69 @@ fn prepare_store(root: &Root, store: &str) -> Result<()> {
     Ok(())
 }
 
-/// Files of the store belong to whom this process runs as: the units', or after [`become_registry_user`].
-fn own_access(mode: u32) -> Access {
-    let owner = Owner::Id { uid: geteuid().as_raw(), gid: getegid().as_raw() };
-    Access { mode, owner }
-}
-
-/// Runs the engine's own garbage collection, one registry of the node at a time.
-///
-/// # Errors
-/// When the engine is missing or its collector fails.
-pub fn gc(host: &UpstreamHost, engine: Option<&AbsolutePath>) -> Result<()> {
-    let root = Root::open(std::path::Path::new("/"))?;
-    become_registry_user(&root)?;
-    let config = config(&root, host)?;
-    let registry = registry(&root, engine).context("collect")?;
-    let deadline = Instant::now() + GC_LIMIT;
-    let _turn = root.lock(GC_LOCK, || {
-        sleep(GC_POLL);
-        Instant::now() < deadline
-    })?;
-    let store = store(&config);
-    prepare_store(&root, store)?;
-    complete_repositories(&root, store, &registry)?;
-    let started = Instant::now();
-    let path = root.show(&config_path(host));
-    // Never -m: on 2.x it fails on images without a tag and deletes the platforms of multi-arch images.
-    Invocation::new(&registry.program, &["garbage-collect", &path])
-        .env("OTEL_TRACES_EXPORTER", "none")
-        .quiet()
-        .run(deadline)?;
-    info!(upstream = host.as_str(), seconds = started.elapsed().as_secs(), "garbage collected");
-    Ok(())
+/// The ids of the registries' user.
+fn registry_owner(root: &Root) -> Result<(u32, u32)> {
+    match registry_ids(root)? {
+        Some(Owner::Id { uid, gid }) => Ok((uid, gid)),
+        _ => bail!("there is no user {}: run `larder apply` first", facts::USER),
+    }
 }
 
 /// By hand this is called as root, who must not leave files of its own in a store, nor trust what is in there.
-fn become_registry_user(root: &Root) -> Result<()> {
+///
+/// # Errors
+/// When there is no such user.
+pub(crate) fn become_registry_user(root: &Root) -> Result<()> {
     if !geteuid().is_root() {
         return Ok(());
     }
-    let Some(Owner::Id { uid, gid }) = registry_ids(root)? else {
-        bail!("collect: there is no user {}: run `larder apply` first", facts::USER);
-    };
+    let (uid, gid) = registry_owner(root)?;
     setgroups(&[])
         .and_then(|()| setgid(Gid::from_raw(gid)))
         .and_then(|()| setuid(Uid::from_raw(uid)))
         .with_context(|| format!("become the user {}", facts::USER))
 }
 
-/// Distribution 3's collector stops at a repository that holds a manifest and no layer yet.
-fn complete_repositories(root: &Root, store: &str, registry: &Registry) -> Result<()> {
-    if registry.major < 3 {
+/// The same for a while: what runs containers needs root again.
+///
+/// # Errors
+/// When there is no such user.
+pub(crate) fn act_as_registry_user(root: &Root) -> Result<()> {
+    if !geteuid().is_root() {
         return Ok(());
     }
-    let mut folders = vec![format!("{store}/{REPOSITORIES}")];
-    while let Some(folder) = folders.pop() {
-        let names = root.list(&folder)?;
-        if names.iter().any(|name| name == "_manifests") && !names.iter().any(|name| name == "_layers") {
-            root.make_directory(&format!("{folder}/_layers"), own_access(0o750))?;
-        }
-        folders.extend(
-            names.iter().filter(|name| !name.starts_with('_')).map(|name| format!("{folder}/{name}")),
-        );
+    let (uid, gid) = registry_owner(root)?;
+    setgroups(&[])
+        .and_then(|()| setegid(Gid::from_raw(gid)))
+        .and_then(|()| seteuid(Uid::from_raw(uid)))
+        .with_context(|| format!("become the user {}", facts::USER))
+}
+
+/// Ends [`act_as_registry_user`], where root began it.
+fn act_as_oneself() -> Result<()> {
+    if !getuid().is_root() || geteuid().is_root() {
+        return Ok(());
     }
-    Ok(())
+    seteuid(Uid::from_raw(0)).and_then(|()| setegid(Gid::from_raw(0))).context("become root again")
+}
+
+/// Files of a store are never opened as root: whoever writes to it could lead root elsewhere.
+fn as_registry_user<T>(root: &Root, what: impl FnOnce() -> Result<T>) -> Result<T> {
+    act_as_registry_user(root)?;
+    let result = what();
+    act_as_oneself()?;
+    result
+}
+
+/// Whether what runs the registries is a container's runtime, which only root may ask.
+///
+/// # Errors
+/// When what `apply` has left cannot be read.
+pub(crate) fn needs_root(engine: Option<&Engine>) -> Result<bool> {
+    if let Some(engine) = engine {
+        return Ok(matches!(engine, Engine::Container { .. }));
+    }
+    let caches = Caches::read(&Root::open(std::path::Path::new("/"))?)?;
+    let known = caches.iter().flat_map(|caches| &caches.upstreams).filter_map(|one| one.engine.as_deref());
+    Ok(known.filter_map(|text| Engine::parse(text).ok()).any(|one| matches!(one, Engine::Container { .. })))
 }

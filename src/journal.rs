@@ -173,3 +173,33 @@ pub fn keep_aside(root: &Root, path: &str, suffix: &str) -> Result<Option<String
     }
     Ok(None)
 }
+
+/// Makes what is at `path` what it was.
+///
+/// # Errors
+/// On I/O errors.
+pub fn put_back(root: &Root, path: &str, before: &Entry) -> Result<()> {
+    if root.entry(path)? == *before {
+        return Ok(());
+    }
+    match before {
+        Entry::Absent => match root.entry(path)? {
+            Entry::Directory { .. } => root.remove_empty_directory(path),
+            _ => root.remove(path),
+        },
+        Entry::File { bytes, access } => root.write(path, bytes, *access),
+        Entry::Link { target } => {
+            root.link(path, target)?;
+            root.sync_folder(path)
+        }
+        Entry::Directory { access } => {
+            if root.entry(path)? == Entry::Absent {
+                root.make_directory(path, *access)?;
+                root.sync_folder(path)
+            } else {
+                root.set_access(path, *access)
+            }
+        }
+        Entry::Other => Ok(()),
+    }
+}

@@ -21,12 +21,17 @@ pub mod template;
 pub mod diff;
 pub mod wake;
 pub mod apply;
+pub mod guard;
 pub mod journal;
 pub mod root;
 #[expect(clippy::disallowed_methods, reason = "this is where programs are run and the machine is asked")]
 pub mod host;
 pub mod verify;
 pub mod caches;
+pub mod certificate;
 pub mod watch;
+pub mod store;
+pub mod renew;
+pub mod status;
 
 pub mod instance;

@@ -2,7 +2,7 @@
 //! type that can only be made from valid text.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,13 +15,18 @@ mod build;
 mod check;
 mod choices;
 mod client;
+mod engine;
+mod face;
 mod form;
 mod mirror;
+mod storage;
 mod text;
 mod upstream;
 mod values;
 pub use build::schema;
 pub use client::remote_of;
+pub use engine::{ContainerRuntime, Engine, ImageSource};
+pub use storage::{Driver, ObjectStore};
 pub use text::*;
 
 /// What a profile asks of one machine.
@@ -39,6 +44,12 @@ pub struct Node {
 }
 
 impl Node {
+    /// Whether there is something for `larder watch` to look after.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.cache.is_some() || self.asks_caches()
+    }
+
     /// Whether this node's containerd pulls through caches.
     #[must_use]
     pub fn asks_caches(&self) -> bool {
@@ -53,12 +64,22 @@ pub struct Upstream {
     pub port: Port,
     pub remote: RemoteUrl,
     pub credentials: Option<Credentials>,
+    /// Trusted for this upstream only, besides what the system trusts.
+    pub ca: Option<Trust>,
     /// What the verification asks the upstream for; `None` where no public repository is known.
     pub probe: Option<Repository>,
     /// Already resolved against `cache.gc`.
     pub gc: Schedule,
+    /// Already resolved against `cache.scrub`.
+    pub scrub: Schedule,
     /// Already resolved against `cache.restart`.
     pub restart: Schedule,
+    /// Also where it is small and well. Already resolved against `cache.restart`.
+    pub restart_always: bool,
+    /// Who knows the credentials, where the profile does not.
+    pub credential_helper: Option<HelperName>,
+    /// Bytes on disk that its data may take.
+    pub max_size: Option<Size>,
 }
 
 /// For the cache's own pulls.
@@ -156,6 +177,49 @@ pub struct Cache {
     pub engine: Engine,
     /// Absolute; each upstream has a folder of its name in it.
     pub storage: AbsolutePath,
+    /// Bytes on disk that all upstreams together may take.
+    pub max_size: Option<Size>,
+    /// Present: the data is there, and nothing of it in `storage`.
+    pub objects: Option<ObjectStore>,
+    /// Of each registry.
+    pub memory: Memory,
+    /// Present: https.
+    pub tls: Option<Tls>,
+    pub metrics: Metrics,
+    pub access: Access,
+}
+
+/// What the registries show their clients: PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// With the chain that leads to its authority.
+    pub certificate: AbsolutePath,
+    pub key: AbsolutePath,
+}
+
+/// What the node tells Prometheus.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// The folder of node_exporter's textfile collector; `None`: the one that is found.
+    pub textfile: Option<AbsolutePath>,
+    /// Distribution's own metrics: a loopback address, and the first registry's port.
+    pub registries: Option<SocketAddr>,
+}
+
+/// Who may ask the registries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// Whoever reaches them.
+    Open,
+    /// These, and the node itself; each is there once, without host bits.
+    Networks(Vec<IpNetwork>),
+}
+
+/// Bounds on the memory of one registry; `high` is at most `max`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub high: Option<Size>,
+    pub max: Option<Size>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,13 +227,6 @@ pub enum Listen {
     /// Every address of the node.
     Any,
     Address(IpAddr),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Engine {
-    /// The registry binary found on the machine.
-    Auto,
-    Binary(AbsolutePath),
 }
 
 /// This node's containerd as a client.

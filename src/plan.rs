@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::Result;
 
-use crate::facts::Facts;
+use crate::facts::{Facts, Link};
 use crate::node::{Cache, Listen, Node, Upstream};
 
 pub mod containerd;
+pub mod face;
 pub mod migration;
 pub mod network;
 pub mod registry;
@@ -33,8 +34,12 @@ pub struct Plan {
     pub warnings: Vec<(String, String)>,
     /// What only the running machine can do.
     pub left: Vec<String>,
+    /// Not all that there shall be: the rest stays as it is.
+    pub part: bool,
     /// What is written is the operator's from then on: the manifest does not record it.
     pub handed_over: bool,
+    /// The link that is configured here, by whom.
+    pub link: Option<Link>,
     /// The folder that containerd shall read, absolute.
     pub certs_dir: Option<String>,
 }
@@ -67,6 +72,8 @@ pub enum Content {
     Ours,
     /// Never shown.
     Secret,
+    /// The same, for the registries' own user.
+    Login,
     /// Somebody else's file with some settings of ours in it.
     Edited,
     /// The same, with a secret among them: for its owner alone.
@@ -144,11 +151,25 @@ pub fn plan(node: &Node, facts: &Facts) -> Result<Plan> {
         network::plan(network, &facts.network, &mut plan, &mut refused)?;
     }
     if let Some(cache) = &node.cache {
-        registry::plan(node, cache, facts, &mut plan)?;
+        registry::plan(node, cache, facts, &mut plan, &mut refused)?;
     }
     timers::plan(node, facts, &mut plan)?;
+    face::plan(node, facts, &mut plan, &mut refused)?;
     if let Some(client) = &node.containerd {
         containerd::plan(node, client, facts, &mut plan, &mut refused)?;
+    }
+    if refused.is_empty() { Ok(plan) } else { Err(Refused(refused).into()) }
+}
+
+/// The part of [`plan`] that has to be written before the network is up.
+///
+/// # Errors
+/// As [`plan`].
+pub fn network_only(node: &Node, facts: &Facts) -> Result<Plan> {
+    let mut plan = Plan { part: true, ..Plan::default() };
+    let mut refused = Vec::new();
+    if let Some(network) = &node.network {
+        network::plan(network, &facts.network, &mut plan, &mut refused)?;
     }
     if refused.is_empty() { Ok(plan) } else { Err(Refused(refused).into()) }
 }
@@ -161,6 +182,13 @@ pub fn listen_address(cache: &Cache, upstream: &Upstream) -> SocketAddr {
         Listen::Address(ip) => ip,
     };
     SocketAddr::new(ip, upstream.port.get())
+}
+
+/// The URL of that registry on this node itself.
+#[must_use]
+pub fn local_url(cache: &Cache, upstream: &Upstream) -> String {
+    let scheme = if cache.tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}", local_address(cache, upstream))
 }
 
 /// Where this node itself reaches that registry.

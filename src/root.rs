@@ -14,9 +14,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat, openat2, readlinkat, renameat};
+use nix::fcntl::{
+    AtFlags, FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat, openat2, readlinkat, renameat,
+};
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, fsync, symlinkat, unlinkat};
+
+mod stored;
+mod walk;
+pub use walk::{Folder, Kind, Space, Stat};
 
 /// Nothing that Larder reads is larger: a cap against a file that never ends.
 const LARGEST: u64 = 64 << 20;
@@ -271,8 +277,7 @@ impl Root {
             | OFlag::O_NOFOLLOW
             | OFlag::O_NONBLOCK
             | OFlag::O_CLOEXEC;
-        let file =
-            openat(&folder, name, flags, Mode::from_bits_truncate(mode)).with_context(context)?;
+        let file = openat(&folder, name, flags, Mode::from_bits_truncate(mode)).with_context(context)?;
         let stat = fstat(&file).with_context(context)?;
         if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
             bail!("{}: not a regular file", context());

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, ensure};
 use askama::Template;
 use askama::filters::Escaper;
 
+pub mod network;
+
 /// A unit that ships static, by its file name.
 pub struct ShippedUnit {
     pub name: &'static str,
@@ -24,13 +26,25 @@ macro_rules! shipped {
 /// Every file of `units/`.
 pub const UNITS: &[ShippedUnit] = shipped![
     "larder.service",
+    "larder-network.service",
     "larder-registry@.service",
+    "larder-registry@.socket",
     "larder-gc@.service",
     "larder-gc@.timer",
+    "larder-scrub@.service",
+    "larder-scrub@.timer",
     "larder-restart@.service",
     "larder-restart@.timer",
+    "larder-tend.service",
+    "larder-tend.timer",
     "larder-watch.service",
     "larder-watch.timer",
+    "larder-access.service",
+    "larder-metrics.service",
+    "larder-metrics.timer",
+    "larder-tls.path",
+    "larder-tls.service",
+    "larder-tls.timer",
 ];
 
 /// YAML scalars as JSON strings: valid double-quoted scalars for every YAML reader, whatever is in them.
@@ -65,11 +79,95 @@ impl Escaper for Unit {
 #[template(path = "registry.yml")]
 pub struct Registry<'a> {
     pub host: &'a str,
+    /// The folder of its data, or its place in the object store.
     pub store: &'a str,
+    /// Present: where `store` is.
+    pub objects: Option<Objects<'a>>,
     pub listen: &'a str,
     pub remote: &'a str,
     /// The engine's major version.
     pub major: u32,
+    /// Whether it asks us for its credentials.
+    pub is_asking: bool,
+    /// Who knows the credentials.
+    pub credential_helper: Option<&'a str>,
+    /// Where its own metrics are, if anywhere: address and port.
+    pub debug: Option<String>,
+    /// Whether it serves https, with what the TLS drop-in brings.
+    pub tls: bool,
+}
+
+impl Registry<'_> {
+    /// Where the unit has a credential (systemd.exec(5), "LoadCredential=").
+    fn credential(&self, name: &str) -> String {
+        format!("/run/credentials/larder-registry@{}.service/{name}", self.host)
+    }
+}
+
+/// What brings a certificate and its key.
+#[derive(Template)]
+#[template(path = "tls.conf")]
+pub struct TlsDropIn<'a> {
+    pub certificate: &'a str,
+    pub key: &'a str,
+}
+
+/// What is looked at for a renewal.
+#[derive(Template)]
+#[template(path = "tls-path.conf")]
+pub struct TlsPath<'a> {
+    pub certificate: &'a str,
+    pub key: &'a str,
+}
+
+/// Who may ask the registries (nft(8)). Numbers and networks that were parsed, nothing else.
+#[derive(Template)]
+#[template(path = "access.nft", escape = "none")]
+pub struct AccessTable {
+    /// Comma-separated.
+    pub ports: String,
+    /// Each as `ip saddr 10.0.20.0/24`.
+    pub networks: Vec<String>,
+}
+
+/// Binds the registries to that table.
+#[derive(Template)]
+#[template(path = "access.conf")]
+pub struct AccessDropIn;
+
+/// Another folder for what is told to Prometheus.
+#[derive(Template)]
+#[template(path = "metrics.conf")]
+pub struct Metrics<'a> {
+    pub textfile: &'a str,
+}
+
+/// Where systemd listens for a registry (systemd.socket(5)).
+#[derive(Template)]
+#[template(path = "socket.conf")]
+pub struct Socket<'a> {
+    pub listen: &'a str,
+}
+
+/// Binds registries to their sockets.
+#[derive(Template)]
+#[template(path = "sockets.conf")]
+pub struct Sockets;
+
+/// Bounds on a registry's memory (systemd.resource-control(5)), in bytes.
+#[derive(Template)]
+#[template(path = "memory.conf")]
+pub struct Memory {
+    pub lines: Vec<(&'static str, u64)>,
+    /// For Go's own collector (`GOMEMLIMIT`).
+    pub go: u64,
+}
+
+/// One storage driver's section (distribution docs, "Storage drivers"), by its own names.
+pub struct Objects<'a> {
+    pub driver: &'a str,
+    /// JSON, which is YAML too.
+    pub settings: &'a serde_json::Map<String, serde_json::Value>,
 }
 
 /// An instance's instant (systemd.timer(5)).
@@ -89,12 +187,32 @@ pub struct EngineCommand<'a> {
     pub command: &'a str,
 }
 
+/// An image in place of a binary, by what runs it. Escaped by the caller, as [`EngineCommand`].
+#[derive(Template)]
+#[template(path = "container.conf", escape = "none")]
+pub struct ContainerCommand<'a> {
+    pub command: &'a str,
+    pub engine: &'a str,
+    /// `--archive PATH ` or nothing.
+    pub archive: &'a str,
+    /// The registry's unit, not the collector's.
+    pub serves: bool,
+    pub podman: bool,
+}
+
 /// A storage folder elsewhere.
 #[derive(Template)]
 #[template(path = "storage.conf")]
 pub struct Storage<'a> {
     pub storage: &'a str,
+    /// `/%i` where the unit is of one registry.
+    pub below: &'static str,
 }
+
+/// What the collector needs where the data is in an object store.
+#[derive(Template)]
+#[template(path = "objects-gc.conf")]
+pub struct ObjectsGc;
 
 /// Where the hosts.toml files are, for the unit that changes them.
 #[derive(Template)]
@@ -103,29 +221,13 @@ pub struct CertsDir<'a> {
     pub certs_dir: &'a str,
 }
 
-/// A static address for systemd-networkd (systemd.network(5)).
+/// Whom one registry trusts besides the system's authorities: Go reads this file in place of the system's bundle, and
+/// the system's folder all the same (crypto/x509, root_unix.go).
 #[derive(Template)]
-#[template(path = "link.network")]
-pub struct Link<'a> {
-    pub interface: &'a str,
-    pub mtu: Option<u32>,
-    pub addresses: Vec<String>,
-    pub nameservers: Vec<String>,
-    /// Space-separated.
-    pub search: String,
-    pub routes: Vec<LinkRoute>,
+#[template(path = "registry-ca.conf")]
+pub struct RegistryCa<'a> {
+    pub path: &'a str,
 }
-
-/// `to` is absent for a default route.
-pub struct LinkRoute {
-    pub to: Option<String>,
-    pub via: String,
-}
-
-/// Tells cloud-init to leave the network alone.
-#[derive(Template)]
-#[template(path = "cloud-init.cfg")]
-pub struct CloudInit;
 
 /// Fills the slots; the text ends with one newline.
 ///
@@ -148,10 +250,12 @@ pub fn render_registry(registry: &Registry) -> Result<String> {
     let what = format!("the registry config of {}", registry.host);
     let text = render(&what, registry)?;
     let back = RegistryConfig::parse(&text).with_context(|| format!("read back {what}"))?;
+    let storage = match &registry.objects {
+        Some(objects) => back.storage.objects() == Some((objects.driver, objects.settings)),
+        None => back.storage.folder() == Some(registry.store),
+    };
     ensure!(
-        back.storage.filesystem.rootdirectory == registry.store
-            && back.http.addr == registry.listen
-            && back.proxy.remoteurl == registry.remote,
+        storage && back.http.addr == registry.listen && back.proxy.remoteurl == registry.remote,
         "read back {what}: the values differ"
     );
     Ok(text)
@@ -167,7 +271,24 @@ pub struct RegistryConfig {
 
 #[derive(serde::Deserialize)]
 pub struct StorageSection {
-    pub filesystem: FilesystemSection,
+    filesystem: Option<FilesystemSection>,
+    s3: Option<serde_json::Map<String, serde_json::Value>>,
+    azure: Option<serde_json::Map<String, serde_json::Value>>,
+    gcs: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl StorageSection {
+    /// The folder of the data; `None`: an object store has it.
+    #[must_use]
+    pub fn folder(&self) -> Option<&str> {
+        self.filesystem.as_ref().map(|section| section.rootdirectory.as_str())
+    }
+
+    fn objects(&self) -> Option<(&str, &serde_json::Map<String, serde_json::Value>)> {
+        [("s3", &self.s3), ("azure", &self.azure), ("gcs", &self.gcs)]
+            .into_iter()
+            .find_map(|(driver, section)| Some((driver, section.as_ref()?)))
+    }
 }
 
 #[derive(serde::Deserialize)]
@@ -178,6 +299,14 @@ pub struct FilesystemSection {
 #[derive(serde::Deserialize)]
 pub struct HttpSection {
     pub addr: String,
+    /// Present: https.
+    #[serde(default)]
+    pub tls: Option<TlsSection>,
+}
+
+#[derive(serde::Deserialize)]
+pub struct TlsSection {
+    pub certificate: String,
 }
 
 #[derive(serde::Deserialize)]
@@ -201,20 +330,40 @@ impl RegistryConfig {
     }
 }
 
-/// The environment file that hands a registry its upstream's credentials (systemd.exec(5),
-/// "EnvironmentFile="). Distribution parses such values as YAML, so each is a JSON string, in single
-/// quotes, in which systemd leaves everything as it is.
+/// A login as `larder get` reads it.
 #[must_use]
-pub fn registry_env(username: &str, password: &str) -> zeroize::Zeroizing<String> {
-    let quote = |value: &str| {
-        zeroize::Zeroizing::new(serde_json::Value::from(value).to_string().replace('\'', "\\u0027"))
-    };
+pub fn login(username: &str, password: &str) -> zeroize::Zeroizing<String> {
+    let quote = |value: &str| zeroize::Zeroizing::new(serde_json::Value::from(value).to_string());
     zeroize::Zeroizing::new(format!(
-        "# Made by larder from the node profile. Change the profile, then run `larder apply`.\n\
-         REGISTRY_PROXY_USERNAME='{}'\nREGISTRY_PROXY_PASSWORD='{}'\n",
+        "{{\"username\":{},\"password\":{}}}\n",
         *quote(username),
         *quote(password)
     ))
+}
+
+/// The environment file that hands a registry its secrets (systemd.exec(5), "EnvironmentFile="). Distribution
+/// parses such values as YAML, so each is JSON, in single quotes, in which systemd leaves everything as it is.
+#[must_use]
+pub fn registry_env(values: &[(&str, Json<'_>)]) -> zeroize::Zeroizing<String> {
+    let mut text = zeroize::Zeroizing::new(
+        "# Made by larder from the node profile. Change the profile, then run `larder apply`.\n".to_owned(),
+    );
+    for (name, value) in values {
+        let json = zeroize::Zeroizing::new(match value {
+            Json::Text(text) => serde_json::Value::from(*text).to_string(),
+            Json::Map(map) => (*map).to_string(),
+        });
+        let quoted = zeroize::Zeroizing::new(json.replace('\'', "\\u0027"));
+        text.push_str(&format!("{name}='{}'\n", *quoted));
+    }
+    text
+}
+
+/// What Distribution makes of one variable.
+#[derive(Clone, Copy)]
+pub enum Json<'a> {
+    Text(&'a str),
+    Map(&'a serde_json::Value),
 }
 
 #[cfg(test)]
@@ -222,7 +371,19 @@ mod tests {
     use super::*;
 
     fn registry<'a>(host: &'a str, remote: &'a str, major: u32) -> Registry<'a> {
-        Registry { host, store: "/var/lib/larder/x", listen: "10.0.20.10:5000", remote, major }
+        let (store, listen) = ("/var/lib/larder/x", "10.0.20.10:5000");
+        Registry {
+            host,
+            store,
+            objects: None,
+            listen,
+            remote,
+            major,
+            is_asking: major >= 3,
+            debug: None,
+            tls: false,
+            credential_helper: None,
+        }
     }
 
     #[test]
@@ -249,7 +410,7 @@ mod tests {
     #[test]
     fn passwords_survive_yaml_and_systemd_quoting() {
         for password in ["a #b", "it's", "x: y", "~", "\"q\" \\ $HOME %i", "line\nbreak", "ünï"] {
-            let env = registry_env("bot", password);
+            let env = registry_env(&[("REGISTRY_PROXY_PASSWORD", Json::Text(password))]);
             let line = env.lines().find_map(|l| l.strip_prefix("REGISTRY_PROXY_PASSWORD=")).unwrap();
             let inner = line.strip_prefix('\'').unwrap().strip_suffix('\'').unwrap();
             assert!(!inner.contains('\''), "{inner}");

@@ -12,17 +12,20 @@ use ipnetwork::IpNetwork;
 
 mod caches;
 mod checks;
+pub mod direct;
 pub mod http;
 mod machine;
+pub mod pinned;
 mod progress;
+mod preflight;
 mod pull;
 mod report;
 
-pub use checks::{checks, pulls};
+pub use checks::{Known, checks, pulls};
 pub use machine::{Live, Machine};
 pub use progress::{Progress, progress};
 pub use pull::{Endpoint, Pulled, Request, Wanted};
-pub use report::{Counts, Report, Row, State};
+pub use report::{Counts, Detail, Report, Row, State};
 
 /// One thing that must be true of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,11 +44,15 @@ pub enum Probe {
     Unit { unit: String },
     /// The timer is active and will elapse.
     Timer { unit: String },
-    /// A registry answers 200 to `GET /v2/`.
-    Endpoint { address: SocketAddr },
+    /// A registry answers 200 to `GET /v2/`; by https where it has a certificate, whose absolute path this is.
+    Endpoint { address: SocketAddr, certificate: Option<String> },
+    /// The certificate of the registries is good for a while.
+    Certificate { path: String },
+    /// The upstream itself, asked from here, serves what it is asked for.
+    Preflight { question: direct::Question, required: bool },
     /// The cache reaches its upstream: it answers 404 to the HEAD of a blob that cannot exist. `/v2/` says
     /// nothing of that, it is 200 with a dead upstream too. `repository` is one that the upstream has.
-    Upstream { address: SocketAddr, repository: Option<String>, required: bool },
+    Upstream { address: SocketAddr, certificate: Option<String>, repository: Option<String>, required: bool },
     /// containerd's CRI plugin is up.
     Cri,
     /// A pull of this image goes through a cache. `remote` is the upstream itself; `cached`: there are caches that
@@ -63,6 +70,8 @@ impl Probe {
             Self::Address { .. } => "address",
             Self::Unit { .. } => "unit",
             Self::Endpoint { .. } => "endpoint",
+            Self::Certificate { .. } => "certificate",
+            Self::Preflight { .. } => "preflight",
             Self::Upstream { .. } => "upstream",
             Self::Timer { .. } => "timer",
             Self::Cri => "cri",
@@ -78,10 +87,15 @@ impl Probe {
             Self::Address { address, interface: None } => format!("{address} on an interface"),
             Self::Unit { unit } => format!("{unit} active"),
             Self::Timer { unit } => format!("{unit} armed"),
-            Self::Endpoint { address } => format!("200 from {}", http::endpoint_url(*address)),
+            Self::Endpoint { address, certificate } => {
+                format!("200 from {}", http::endpoint_url(*address, certificate.is_some()))
+            }
+            Self::Preflight { question, .. } => question.to_string(),
+            Self::Certificate { path } => format!("{path} good for 21 days and more"),
             Self::Upstream { repository: None, .. } => "an answer of the upstream".to_owned(),
-            Self::Upstream { address, repository: Some(repository), .. } => {
-                format!("404 from HEAD {}", http::abbreviate(&http::probe_url(*address, repository)))
+            Self::Upstream { address, certificate, repository: Some(repository), .. } => {
+                let url = http::probe_url(*address, certificate.is_some(), repository);
+                format!("404 from HEAD {}", http::abbreviate(&url))
             }
             Self::Cri => "containerd's CRI plugin ok".to_owned(),
             Self::Pull { image: None, .. } => "a pull through a cache".to_owned(),
@@ -117,6 +131,7 @@ impl Seen {
 struct Sighting {
     check: usize,
     seen: Seen,
+    detail: Option<Detail>,
     at: Duration,
 }
 
@@ -157,7 +172,11 @@ struct Witness<'a> {
 
 impl Witness<'_> {
     fn tell(&self, check: usize, seen: Seen) {
-        let sighting = Sighting { check, seen, at: self.run.started.elapsed() };
+        self.tell_all(check, seen, None);
+    }
+
+    fn tell_all(&self, check: usize, seen: Seen, detail: Option<Detail>) {
+        let sighting = Sighting { check, seen, detail, at: self.run.started.elapsed() };
         // The receiver outlives every witness.
         let _ = self.sightings.send(sighting);
     }
@@ -207,12 +226,19 @@ fn spawn_all<'s>(
     };
     let any = |wanted: fn(&Probe) -> bool| run.checks.iter().any(|check| wanted(&check.probe));
 
-    let queue = caches::Queue::new(run);
+    let queue = caches::Queue::new(machine, run);
     let workers = queue.workers();
     let queue = std::sync::Arc::new(queue);
     for _ in 0..workers {
         let queue = queue.clone();
         spawn(Box::new(move |witness| queue.work(&witness)));
+    }
+    let preflights = preflight::Preflights::new(run);
+    let workers = preflights.workers();
+    let preflights = std::sync::Arc::new(preflights);
+    for _ in 0..workers {
+        let preflights = preflights.clone();
+        spawn(Box::new(move |witness| preflights.work(&witness)));
     }
     let pulls = pull::Pulls::new(run);
     let workers = pulls.workers();
@@ -229,6 +255,9 @@ fn spawn_all<'s>(
     }
     if any(|probe| matches!(probe, Probe::Caches)) {
         spawn(Box::new(|witness| machine::look_at_caches(machine, &witness)));
+    }
+    if any(|probe| matches!(probe, Probe::Certificate { .. })) {
+        spawn(Box::new(|witness| machine::look_at_certificate(machine, &witness)));
     }
     if any(|probe| matches!(probe, Probe::Cri)) {
         spawn(Box::new(|witness| machine::watch_cri(machine, &witness)));
@@ -278,11 +307,15 @@ fn show(run: &Run<'_>, latest: &[Option<Sighting>], progress: &mut dyn Progress)
 
 /// What the last sighting of a check means now that nobody looks any more.
 fn row(check: &Check, last: Option<Sighting>, elapsed: Duration) -> Row {
+    let refused = matches!(&last, Some(Sighting { detail: Some(detail), .. }) if detail.is_refusal());
     let failed = match check.probe {
         // containerd goes round a cache that is out.
-        Probe::Upstream { required: false, .. } | Probe::Caches => State::Warned,
+        Probe::Upstream { required: false, .. } | Probe::Caches | Probe::Certificate { .. } => State::Warned,
+        // The credentials are the profile's: whoever wrote them can make them right, and nobody else.
+        Probe::Preflight { required: false, .. } if !refused => State::Warned,
         _ => State::Down,
     };
+    let detail = last.as_ref().and_then(|last| last.detail.clone());
     let (state, got, took) = match last {
         None => (failed, "no answer before the deadline".to_owned(), elapsed),
         Some(Sighting { seen: Seen::Good(got), at, .. }) => (State::Ok, got, at),
@@ -292,7 +325,8 @@ fn row(check: &Check, last: Option<Sighting>, elapsed: Duration) -> Row {
         Some(Sighting { seen: Seen::Warned(got), at, .. }) => (State::Warned, got, at),
         Some(Sighting { seen: Seen::Blocked(got), .. }) => (State::Skipped, got, elapsed),
     };
-    Row::new(&check.subject, check.probe.name(), state, &check.probe.wanted(), &got, took)
+    let row = Row::new(&check.subject, check.probe.name(), state, &check.probe.wanted(), &got, took);
+    Row { detail, ..row }
 }
 
 #[cfg(test)]

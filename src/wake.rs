@@ -5,19 +5,25 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::facts::is_containerd_config;
-use crate::plan::network::is_network_file;
+use crate::facts::{Link, is_containerd_config};
+use crate::plan::face::ACCESS;
+use crate::plan::network::link_of;
 use crate::plan::{REGISTRY_FOLDER, UNIT_FOLDER};
 
-/// Units to touch, in this order: stop, reload, network, start, restart, containerd.
+/// Units that run `larder apply` itself: it starts none of them.
+pub const RUNS: [&str; 2] = ["larder.service", NETWORK_UNIT];
+/// Writes the files of the network before it is up.
+pub const NETWORK_UNIT: &str = "larder-network.service";
+
+/// Units to touch, in this order: stop, reload, links, start, restart, containerd.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Wakes {
     pub stop: BTreeSet<String>,
     /// systemd reads its unit files again.
     pub reload: bool,
-    /// The network manager reads its files again.
-    pub network: bool,
+    /// Managers of the network read their files again, for these links.
+    pub links: BTreeSet<Link>,
     pub start: BTreeSet<String>,
     /// Those that run.
     pub restart: BTreeSet<String>,
@@ -46,7 +52,7 @@ impl Wakes {
     pub fn add_all(&mut self, other: &Self) {
         self.stop.extend(other.stop.iter().cloned());
         self.reload |= other.reload;
-        self.network |= other.network;
+        self.links.extend(other.links.iter().cloned());
         self.start.extend(other.start.iter().cloned());
         self.restart.extend(other.restart.iter().cloned());
         self.containerd |= other.containerd;
@@ -59,12 +65,14 @@ impl Wakes {
             self.add_unit(rest, change);
         } else if let Some(file) = path.strip_prefix(REGISTRY_FOLDER).and_then(|rest| rest.strip_prefix('/'))
         {
-            let instance = file.strip_suffix(".yml").or_else(|| file.strip_suffix(".env"));
+            let instance = [".yml", ".env", ".ca.pem"].iter().find_map(|end| file.strip_suffix(end));
             if let Some(instance) = instance {
                 self.restart.insert(format!("larder-registry@{instance}.service"));
             }
-        } else if is_network_file(path) {
-            self.network = true;
+        } else if path == ACCESS {
+            self.restart.insert("larder-access.service".to_owned());
+        } else if let Some(link) = link_of(path) {
+            self.links.insert(link);
         } else if is_containerd_config(path) {
             self.containerd = true;
         }
@@ -74,7 +82,7 @@ impl Wakes {
         match path.split_once('/') {
             // Enablement: what systemctl enable --now and disable --now do.
             Some((folder, unit)) if folder.ends_with(".wants") => {
-                if unit == "larder.service" {
+                if RUNS.contains(&unit) {
                     return;
                 }
                 let set = if change == Change::Removed { &mut self.stop } else { &mut self.start };
@@ -112,9 +120,18 @@ impl Wakes {
                 self.restart.extend(instances.cloned());
             }
         }
+        // A socket cannot take the place of a registry that listens by itself, nor move while it is used: the registry
+        // goes first, and its start brings the socket up before it.
+        let sockets = self.start.iter().chain(&self.restart).filter(|unit| enabled.contains(*unit));
+        let sockets = sockets.filter_map(|unit| {
+            let instance = unit.strip_suffix(".socket")?;
+            Some(format!("{instance}.service"))
+        });
+        let services: Vec<String> = sockets.collect();
+        self.restart.extend(services);
         self.restart.retain(|unit| {
-            // One-shot services are not running between their timers, and larder.service may be ourselves.
-            enabled.contains(unit) && !self.start.contains(unit) && unit != "larder.service"
+            // One-shot services are not running between their timers, and runs of larder's are ourselves.
+            enabled.contains(unit) && !self.start.contains(unit) && !RUNS.contains(&unit.as_str())
         });
         self.start.retain(|unit| !self.stop.contains(unit));
     }
@@ -132,7 +149,7 @@ impl Wakes {
         Self {
             stop: common(&self.stop, &other.stop),
             reload: self.reload && other.reload,
-            network: self.network && other.network,
+            links: self.links.intersection(&other.links).cloned().collect(),
             start: common(&self.start, &other.start),
             restart: common(&self.restart, &other.restart),
             containerd: self.containerd && other.containerd,
@@ -148,7 +165,7 @@ impl Wakes {
         self.start.extend(unfinished.start.iter().filter(wanted).cloned());
         self.restart.extend(unfinished.restart.iter().filter(|unit| enabled.contains(*unit)).cloned());
         self.reload |= unfinished.reload;
-        self.network |= unfinished.network;
+        self.links.extend(unfinished.links.iter().cloned());
         self.containerd |= unfinished.containerd;
     }
 }
@@ -156,6 +173,7 @@ impl Wakes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::facts::Backend;
 
     fn after(changes: &[(&str, Change)], enabled: &[&str]) -> Wakes {
         let mut wakes = Wakes::default();
@@ -220,6 +238,25 @@ mod tests {
     }
 
     #[test]
+    fn a_registry_makes_room_for_its_socket() {
+        let socket = "larder-registry@a.io.socket";
+        let link = format!("etc/systemd/system/sockets.target.wants/{socket}");
+        let target = Change::Linked { target: "/etc/systemd/system/larder-registry@.socket" };
+        let new = after(&[(&link, target)], &[A, B, socket]);
+        assert_eq!((&new.start, &new.restart), (&set(&[socket]), &set(&[A])));
+        let drop_in = format!("etc/systemd/system/{socket}.d/50-larder.conf");
+        let moved = after(&[(&drop_in, Change::File)], &[A, B, socket]);
+        assert_eq!((&moved.start, &moved.restart), (&set(&[]), &set(&[A, socket])));
+        let gone = after(&[(&link, Change::Removed), (&drop_in, Change::Removed)], &[A, B]);
+        assert_eq!((&gone.stop, &gone.start, &gone.restart), (&set(&[socket]), &set(&[]), &set(&[])));
+    }
+
+    #[test]
+    fn new_credentials_of_a_registry_that_asks_for_them_wake_nothing() {
+        assert!(after(&[("etc/larder/registry/a.io.login", Change::File)], &[A]).is_empty());
+    }
+
+    #[test]
     fn a_masked_unit_stops_and_comes_back() {
         let path = "etc/systemd/system/docker-registry.service";
         let masked = after(&[(path, Change::Linked { target: "/dev/null" })], &[]);
@@ -230,14 +267,31 @@ mod tests {
     #[test]
     fn what_a_dead_run_left_is_done_unless_the_profile_is_another_now() {
         let debians = "docker-registry.service";
+        let eth0 = Link { backend: Backend::Networkd, interface: "eth0".to_owned() };
+        let links = BTreeSet::from([eth0]);
         let unfinished =
-            Wakes { start: set(&[A, debians]), stop: set(&[B]), network: true, ..Wakes::default() };
+            Wakes { start: set(&[A, debians]), stop: set(&[B]), links: links.clone(), ..Wakes::default() };
         let mut same = Wakes::default();
         same.take_over(&unfinished, &set(&[A]), &set(&[]));
         assert_eq!(same, unfinished);
         let mut other = Wakes::default();
         other.take_over(&unfinished, &set(&[B]), &set(&[debians]));
-        assert_eq!(other, Wakes { network: true, ..Wakes::default() });
+        assert_eq!(other, Wakes { links, ..Wakes::default() });
+    }
+
+    #[test]
+    fn the_name_of_a_network_file_says_whom_it_wakes() {
+        for (path, backend) in [
+            ("etc/systemd/network/05-larder-eth0.network", Backend::Networkd),
+            ("etc/netplan/90-larder-eth0.yaml", Backend::Netplan),
+            ("etc/NetworkManager/system-connections/larder-eth0.nmconnection", Backend::NetworkManager),
+            ("etc/network/interfaces.d/larder-eth0", Backend::Ifupdown),
+        ] {
+            for change in [Change::File, Change::Removed] {
+                let links = BTreeSet::from([Link { backend, interface: "eth0".to_owned() }]);
+                assert_eq!(after(&[(path, change)], &[A]), Wakes { links, ..Wakes::default() }, "{path}");
+            }
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! `larder watch`: takes caches that do not answer out of containerd's `hosts.toml` files, and puts them back.
+//! `larder watch`: takes caches that do not answer out of containerd's `hosts.toml` files, and puts them back. On a
+//! cache it also restarts registries that are stuck ([`guard`]).
 //!
 //! `larder-watch.timer` sees to it that there is a round every three seconds. A round begins with what is on disk:
 //! it asks each cache the cheap question, works out who is out ([`step`]), and makes the files say so; while all
@@ -19,7 +20,9 @@ use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 pub mod ask;
+pub mod guard;
 pub mod step;
+pub mod wedge;
 
 use crate::containerd::hosts::{HEADER, Hosts};
 use crate::journal::{Manifest, digest, keep_aside};

@@ -2,7 +2,8 @@
 //! `larder apply` leaves it. `UPDATE=1 cargo test --test cases` writes the expectations anew: read the diff.
 //!
 //! A case holds `profile.yaml` and `root/`; `programs` lists programs that the machine has, each with the Go
-//! package that its build information names, and the version where that is known. `plan.txt` is the plan, with the exit code in its last line.
+//! package that its build information names, the version where that is known, and after `+` the
+//! storage drivers that a registry was built with. `plan.txt` is the plan, with the exit code in its last line.
 //! `tree.txt` lists the root after `apply`, and `expected/` holds what it wrote. A case whose plan is refused
 //! has `stderr.txt` in their place.
 

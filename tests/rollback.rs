@@ -11,7 +11,7 @@ use std::fs;
 use anyhow::{Result, bail};
 use larder::apply::{Failed, apply};
 use larder::diff::diff;
-use larder::facts::NetworkState;
+use larder::facts::{Link, NetworkState};
 use larder::host::state::CriState;
 use larder::host::{Done, Host, Runtime, Wanted};
 use larder::journal::Manifest;
@@ -65,7 +65,7 @@ impl Broken<'_> {
 }
 
 impl Host for Broken<'_> {
-    fn network(&self, _: &Root, _: &Network, _: bool) -> Result<NetworkState> {
+    fn network(&self, _: &Root, _: &Network, _: Option<&Link>) -> Result<NetworkState> {
         Ok(NetworkState::default())
     }
     fn make_user(&self, _: &Root, _: &str) -> Result<Done> {

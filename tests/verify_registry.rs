@@ -78,9 +78,11 @@ impl Drop for Running {
 /// The rows of the cache's endpoint and of its upstream.
 fn prove(cache: SocketAddr, timeout: Duration) -> (Row, Row) {
     let repository = Some("library/busybox".to_owned());
-    let checks =
-        [Probe::Endpoint { address: cache }, Probe::Upstream { address: cache, repository, required: false }]
-            .map(|probe| Check { subject: "upstream.example".to_owned(), probe });
+    let checks = [
+        Probe::Endpoint { address: cache, certificate: None },
+        Probe::Upstream { address: cache, certificate: None, repository, required: false },
+    ]
+    .map(|probe| Check { subject: "upstream.example".to_owned(), probe });
     let report = run(&checks, timeout, progress(false).as_mut());
     let [endpoint, upstream] = report.rows() else { panic!("wanted two rows, got {report}") };
     (endpoint.clone(), upstream.clone())

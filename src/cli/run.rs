@@ -2,23 +2,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, stderr, stdout};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
 
 use super::{Input, Output, code, machine, print, print_json, read_node, refused, tell_warning};
 use crate::apply::{Applied, apply};
 use crate::containerd::config::{Effective, Planned};
 use crate::diff::{Action, Diff, Summary, diff, enabled_units};
-use crate::facts::{self, CONTAINERD_CONFIG, Facts};
-use crate::host::{Host, NetworkWanted};
+use crate::facts::image::major_of;
+use crate::facts::{self, CONTAINERD_CONFIG, Container, Facts, Link, Manager};
+use crate::guard;
+use crate::host::image::Image;
+use crate::host::{Done, Host, NetworkWanted};
 use crate::journal::{Manifest, make_state_folder};
 use crate::node::{Node, Schedule};
-use crate::plan::network::is_network_file;
+use crate::plan::network::link_of;
 use crate::plan::timers::timer_drop_in;
-use crate::plan::{Plan, REGISTRY_FOLDER, Refused, Resource, STATE, plan};
+use crate::plan::{Plan, REGISTRY_FOLDER, Refused, Resource, STATE, network_only, plan};
 use crate::root::{Access, Entry, Lock, Root};
+use crate::status::VERIFIED;
 use crate::verify::{self, Report};
 use crate::watch;
 
@@ -28,7 +34,7 @@ const LOCK_LIMIT: Duration = Duration::from_secs(300);
 const START_GRACE: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(100);
 const STATUS_FOLDER: &str = "run/larder";
-pub(super) const STATUS: &str = "run/larder/status.json";
+const STATUS: &str = VERIFIED;
 
 /// Everything that a run knows before it changes anything.
 struct Prepared {
@@ -39,8 +45,8 @@ struct Prepared {
 
 fn prepare(root: &Root, host: &dyn Host, node: &Node) -> Result<Prepared> {
     let manifest = Manifest::read(root)?;
-    let ours = manifest.entries.keys().any(|path| is_network_file(path));
-    let mut facts = facts::read(root, host, node, ours)?;
+    let mut facts = facts::read(root, host, node, link(&manifest).as_ref())?;
+    as_before_us(root, &manifest, &mut facts)?;
     if node.containerd.is_some()
         && let Some(original) = manifest.original(root, CONTAINERD_CONFIG)?
     {
@@ -54,6 +60,49 @@ fn prepare(root: &Root, host: &dyn Host, node: &Node) -> Result<Prepared> {
     }
     let plan = plan(node, &facts)?;
     Ok(Prepared { facts, manifest, plan })
+}
+
+/// The link that files of ours are for.
+fn link(manifest: &Manifest) -> Option<Link> {
+    manifest.entries.keys().find_map(|path| link_of(path))
+}
+
+/// Ours is reconciled with what the manager's files were before us.
+fn as_before_us(root: &Root, manifest: &Manifest, facts: &mut Facts) -> Result<()> {
+    for file in &mut facts.network.files {
+        if let Some(Some(original)) = manifest.original(root, &file.path)? {
+            file.text = String::from_utf8_lossy(&original).into_owned();
+        }
+    }
+    Ok(())
+}
+
+/// The network's files alone, on a machine whose network is not up yet: no address is asked for or waited for.
+///
+/// A change that was never proven, since this boot came before its proof and before the timer, is taken back first; the
+/// whole run makes it anew, where it can be proven.
+pub(super) fn before_network(input: &Input) -> Result<u8> {
+    let (root, host) = (Root::open(Path::new("/"))?, Image::BeforeNetwork);
+    if guard::restore_before_network(&root, &host)? {
+        return Ok(code::CONVERGED);
+    }
+    let (node, _) = read_node(input)?;
+    if !nix::unistd::geteuid().is_root() {
+        return Err(refused("apply writes root's files: run it as root").into());
+    }
+    crate::log::init();
+    make_state_folder(&root)?;
+    let _lock = lock(&root)?;
+    let manifest = Manifest::read(&root)?;
+    let mut facts = Facts::default();
+    facts.network = facts::read_network(&root, &host, &node, link(&manifest).as_ref())?;
+    as_before_us(&root, &manifest, &mut facts)?;
+    let plan = network_only(&node, &facts)?;
+    let diff = diff(&plan, &root, &manifest, false)?;
+    let summary = diff.summary();
+    let applied = apply(&plan, &diff, &root, &host, manifest, None)?;
+    tell(input.output, summary, &applied, None)?;
+    Ok(code::CONVERGED)
 }
 
 /// The warnings about what is to change.
@@ -70,13 +119,13 @@ fn warn(plan: &Plan, diff: &Diff) {
 
 /// What only the machine can say against a plan that changes something.
 fn ask_machine(root: &Root, host: &dyn Host, node: &Node, prepared: &Prepared, diff: &Diff) -> Result<()> {
+    let mut reasons = Vec::new();
     let changed: BTreeSet<&str> = diff
         .changes
         .iter()
         .filter(|change| matches!(change.action, Action::WriteFile { .. }))
         .map(|change| change.path.as_str())
         .collect();
-    let mut reasons = Vec::new();
     let mut ports = BTreeSet::new();
     let mut calendars = BTreeSet::new();
     for upstream in &node.upstreams {
@@ -84,7 +133,9 @@ fn ask_machine(root: &Root, host: &dyn Host, node: &Node, prepared: &Prepared, d
         if node.cache.is_some() && changed.contains(format!("{REGISTRY_FOLDER}/{name}.yml").as_str()) {
             ports.insert(upstream.port.get());
         }
-        for (job, schedule) in [("gc", &upstream.gc), ("restart", &upstream.restart)] {
+        for (job, schedule) in
+            [("gc", &upstream.gc), ("scrub", &upstream.scrub), ("restart", &upstream.restart)]
+        {
             if let Schedule::At(calendar) | Schedule::AllAt(calendar) = schedule
                 && changed.contains(timer_drop_in(&format!("larder-{job}@{name}.timer")).as_str())
             {
@@ -106,6 +157,61 @@ fn ask_machine(root: &Root, host: &dyn Host, node: &Node, prepared: &Prepared, d
     let bad = host.bad_calendars(&calendars)?;
     reasons.extend(bad.into_iter().map(|reason| format!("calendar {reason}")));
     if reasons.is_empty() { Ok(()) } else { Err(Refused(reasons).into()) }
+}
+
+/// Addresses that are about to become ours, and are somebody else's: two machines with one address are both off the
+/// network, now and then.
+fn ask_link(host: &dyn Host, node: &Node, prepared: &Prepared, diff: &Diff) -> Result<()> {
+    let Some(address) = address(node, &prepared.facts).filter(|_| changes_network(prepared, diff)) else {
+        return Ok(());
+    };
+    let name = &address.interface;
+    let reasons: Vec<String> = match host.holders(name, &address.addresses)? {
+        Ok(held) => held
+            .into_iter()
+            .map(|(ip, who)| {
+                format!(
+                    "network: {ip} is taken: {who} answers for it on {name}: give this node another address, or                      free that one"
+                )
+            })
+            .collect(),
+        Err(why) => {
+            tell_warning(&format!("whether somebody else has this address cannot be asked on {name}: {why}"));
+            Vec::new()
+        }
+    };
+    if reasons.is_empty() { Ok(()) } else { Err(Refused(reasons).into()) }
+}
+
+/// Whether a link will have to be brought up anew.
+fn changes_network(prepared: &Prepared, diff: &Diff) -> bool {
+    let unfinished = prepared.manifest.unfinished.as_ref();
+    diff.changes.iter().any(|change| link_of(&change.path).is_some())
+        || unfinished.is_some_and(|unfinished| !unfinished.links.is_empty())
+}
+
+/// An ssh session ends with the address that it came to, whatever takes its place: its operator should know before.
+fn warn_session(host: &dyn Host, node: &Node, prepared: &Prepared) {
+    let (Some(address), Some(session)) = (address(node, &prepared.facts), host.session()) else { return };
+    let stays = address.addresses.iter().any(|wanted| wanted.ip() == session.ours);
+    if !stays && host.carries(&address.interface, session.ours) {
+        tell_warning(&format!(
+            "this ssh session came to {}, which {} will not have any more: it will hang. This run goes on without it;              come back to {}",
+            session.ours,
+            address.interface,
+            address.addresses.iter().map(|wanted| wanted.ip().to_string()).collect::<Vec<_>>().join(" or ")
+        ));
+    }
+}
+
+/// A run that changes the network ends what it has begun, even if the session that it was started in ends with the
+/// old address.
+fn outlive_session() {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGHUP);
+    if let Err(error) = signals.thread_block() {
+        tracing::warn!("go on without the session: {error}");
+    }
 }
 
 /// What this containerd would make of the planned configuration, as far as that is not what the profile wants.
@@ -138,8 +244,16 @@ fn containerd_objects(root: &Root, node: &Node, prepared: &Prepared) -> Result<V
 
 /// What the profile wants on the interface that it means.
 fn address(node: &Node, facts: &Facts) -> Option<NetworkWanted> {
-    let addresses = node.network.as_ref()?.addresses.clone();
-    Some(NetworkWanted { interface: facts.network.interface.clone()?, addresses })
+    let network = node.network.as_ref()?;
+    Some(NetworkWanted {
+        interface: facts.network.interface.clone()?,
+        backend: match facts.network.manager {
+            Manager::Is(backend) => Some(backend),
+            _ => None,
+        },
+        addresses: network.addresses.clone(),
+        routes: network.routes.clone(),
+    })
 }
 
 pub(super) fn lock(root: &Root) -> Result<Lock> {
@@ -156,10 +270,15 @@ pub(super) fn plan_command(input: &Input, purge: bool) -> Result<u8> {
     let prepared = prepare(&root, host.as_ref(), &node)?;
     let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
     ask_machine(&root, host.as_ref(), &node, &prepared, &diff)?;
+    ask_link(host.as_ref(), &node, &prepared, &diff)?;
     match input.output {
         Output::Text => {
             warn(&prepared.plan, &diff);
             let mut text = diff.to_string();
+            if let Some(container) = absent_image(&prepared.facts) {
+                let from = container.archive.as_deref().unwrap_or(&container.image);
+                text.push_str(&format!("to be fetched by {}: {from}\n", container.runtime.name()));
+            }
             for left in &prepared.plan.left {
                 text.push_str(&format!("left to the first boot: {left}\n"));
             }
@@ -174,12 +293,39 @@ pub(super) fn plan_command(input: &Input, purge: bool) -> Result<u8> {
                 "summary": diff.summary(),
                 "warnings": warnings(&prepared.plan, &diff),
                 "left": prepared.plan.left,
+                "image": absent_image(&prepared.facts).map(|container| &container.image),
             });
             print_json(&value)?;
         }
     }
-    let nothing = diff.is_empty() && prepared.manifest.unfinished.is_none();
+    // On an image it comes with the machine's own run.
+    let fetches = input.root.is_none() && absent_image(&prepared.facts).is_some();
+    let nothing = diff.is_empty() && !fetches && prepared.manifest.unfinished.is_none();
     Ok(if nothing { code::CONVERGED } else { code::SOMETHING_TO_DO })
+}
+
+/// An image that is not here.
+fn absent_image(facts: &Facts) -> Option<&Container> {
+    facts.registry.as_ref()?.container.as_ref().filter(|container| !container.is_there)
+}
+
+/// Gets it before anything changes: a registry that is away has nothing to be undone. The note for the operator.
+fn fetch_image(host: &dyn Host, facts: &Facts) -> Result<Option<String>> {
+    let (Some(container), Some(registry)) = (absent_image(facts), &facts.registry) else { return Ok(None) };
+    let (image, name) = (&container.image, container.runtime.name());
+    if let Done::Later(reason) = host.fetch_image(container)? {
+        return Ok(Some(reason));
+    }
+    let major = host.image(container.runtime, image).and_then(|inspected| major_of(&inspected, image));
+    ensure!(
+        major == Some(registry.major),
+        "{image} is not the Distribution {}.x that its tag promises: write the name of one that is",
+        registry.major
+    );
+    Ok(Some(match &container.archive {
+        Some(path) => format!("{name} has loaded {path}"),
+        None => format!("{name} has pulled {image}"),
+    }))
 }
 
 pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
@@ -189,20 +335,33 @@ pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
         return Err(refused("apply writes root's files: run it as root").into());
     }
     let host = host.as_ref();
+    let first = !root.exists(STATE);
     // Refuses before it touches anything, the folder of the lock among it.
-    if !root.exists(STATE) {
+    if first {
         let prepared = prepare(&root, host, &node)?;
-        ask_machine(&root, host, &node, &prepared, &diff(&prepared.plan, &root, &prepared.manifest, purge)?)?;
+        let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
+        ask_machine(&root, host, &node, &prepared, &diff)?;
+        ask_link(host, &node, &prepared, &diff)?;
         make_state_folder(&root)?;
     }
     let lock = lock(&root)?;
     let prepared = prepare(&root, host, &node)?;
     let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
     ask_machine(&root, host, &node, &prepared, &diff)?;
+    // Once is enough: it takes a second and a half.
+    if !first {
+        ask_link(host, &node, &prepared, &diff)?;
+    }
     let address = address(&node, &prepared.facts);
     warn(&prepared.plan, &diff);
+    if changes_network(&prepared, &diff) {
+        warn_session(host, &node, &prepared);
+        outlive_session();
+    }
     let summary = diff.summary();
+    let fetched = fetch_image(host, &prepared.facts)?;
     let mut applied = apply(&prepared.plan, &diff, &root, host, prepared.manifest, address.as_ref())?;
+    applied.left.extend(fetched);
     for warning in &applied.warnings {
         tell_warning(warning);
     }
@@ -222,7 +381,7 @@ pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
                 std::thread::sleep(START_GRACE);
                 drop(lock);
             });
-            Some(prove(&node, &root, address.as_ref(), false)?)
+            Some(prove(&node, &prepared.facts, &root, address.as_ref(), false)?)
         }
     };
     if let Some(path) = input.profile.as_ref().filter(|_| report.is_some()) {
@@ -278,9 +437,16 @@ fn tell(output: Output, summary: Summary, applied: &Applied, report: Option<&Rep
 }
 
 /// Runs every check and leaves the report where the next reader finds it.
-fn prove(node: &Node, root: &Root, address: Option<&NetworkWanted>, pull: bool) -> Result<Report> {
+fn prove(
+    node: &Node,
+    facts: &Facts,
+    root: &Root,
+    address: Option<&NetworkWanted>,
+    pull: bool,
+) -> Result<Report> {
     let interface = address.map(|wanted| wanted.interface.as_str());
-    let mut checks = verify::checks(node, interface);
+    let known = verify::Known { passwords: &facts.passwords, trusted: &facts.trusted };
+    let mut checks = verify::checks(node, interface, known);
     if pull {
         checks.extend(verify::pulls(node));
     }
@@ -305,7 +471,7 @@ pub(super) fn verify_command(input: &Input, pull: bool) -> Result<u8> {
     let (root, host) = machine(input)?;
     let prepared = prepare(&root, host.as_ref(), &node)?;
     let address = address(&node, &prepared.facts);
-    let report = prove(&node, &root, address.as_ref(), pull)?;
+    let report = prove(&node, &prepared.facts, &root, address.as_ref(), pull)?;
     match input.output {
         Output::Text => print(&report.table(stdout().is_terminal()).to_string())?,
         Output::Json => print_json(&json!(report))?,

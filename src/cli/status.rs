@@ -1,232 +1,277 @@
-//! `larder status`: what runs here, as the machine itself says it; the profile is not asked.
+//! `larder status`, as a table, for one upstream, as JSON, as metrics, once or again and again.
 
-use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write as _, stdout};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::thread::sleep;
+use std::time::Duration;
 
-use anyhow::Result;
-use serde::Serialize;
+use anyhow::{Context, Result, bail};
 
-use super::run::STATUS;
-use super::{Output, code, print, print_json};
-use crate::host::state::{UnitState, unit_states};
-use crate::plan::UNIT_FOLDER;
-use crate::root::Root;
-use crate::watch::{self, Watched, step::Memory};
+use super::{Output, code, print, print_json, refused};
+use crate::root::{Access, Root};
+use crate::status::{Cache, Endpoint, Place, Status, Time, Upstream, metrics, read};
 
-const LIMIT: Duration = Duration::from_secs(10);
+mod table;
+use table::{Table, bytes, percent, since, until};
 
-/// Version 1 of `larder status --output json`; a field that goes or changes its meaning raises `version`.
-#[derive(Debug, Serialize)]
-struct Status {
-    version: u32,
-    /// Nothing is out or down.
-    well: bool,
-    /// The timer that watches over the caches, where this node pulls through some.
-    watch: Option<Unit>,
-    upstreams: Vec<Upstream>,
-    /// The last verification: the report's own words, without its rows.
-    verification: Option<Verification>,
+const REFRESH: Duration = Duration::from_secs(2);
+/// Of a table.
+const WIDTH: usize = 100;
+
+#[derive(Debug, clap::Args)]
+pub struct StatusInput {
+    /// One upstream in full [default: all of them in a table]
+    host: Option<String>,
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+    /// Show it again every two seconds, until Ctrl-C
+    #[arg(long, conflicts_with_all = ["output", "metrics"])]
+    watch: bool,
+    /// As OpenMetrics text, for node_exporter's textfile collector; to FILE, which appears whole and ends in .prom,
+    /// or to standard output. 0 is returned however things are
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-", conflicts_with_all = ["output", "host"])]
+    metrics: Option<String>,
 }
 
-/// One upstream, by its registry host. Size and hit rate have their place here, beside `registry`.
-#[derive(Debug, Default, Serialize)]
-struct Upstream {
-    host: String,
-    /// Where this node caches it.
-    registry: Option<Unit>,
-    gc: Option<Unit>,
-    restart: Option<Unit>,
-    /// Where this node's containerd asks for it, in order; empty where it does not pull through caches.
-    endpoints: Vec<Endpoint>,
-}
-
-#[derive(Debug, Serialize)]
-struct Unit {
-    unit: String,
-    /// systemd's own words.
-    state: String,
-    well: bool,
-    /// Of a timer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Endpoint {
-    url: String,
-    #[serde(flatten)]
-    place: Place,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(tag = "state", rename_all = "lowercase")]
-enum Place {
-    /// `since` is given where it was out before.
-    In {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        since: Option<String>,
-    },
-    Out {
-        since: String,
-        why: String,
-        /// It answers again, and will be back.
-        answering: bool,
-    },
-    /// It does not answer, and stays in because it is the last one.
-    Kept { since: String, why: String },
-}
-
-#[derive(Debug, Serialize, serde::Deserialize)]
-struct Verification {
-    at: String,
-    ok: usize,
-    skipped: usize,
-    warned: usize,
-    down: usize,
-}
-
-pub(super) fn status_command(output: Output) -> Result<u8> {
-    let status = read(&Root::open(Path::new("/"))?)?;
-    match output {
-        Output::Text => print(&status.to_string())?,
-        Output::Json => print_json(&serde_json::to_value(&status)?)?,
-    };
-    Ok(if status.well { code::CONVERGED } else { code::DOWN })
-}
-
-/// The units that are enabled below a target, by kind and instance.
-fn enabled(root: &Root) -> Result<Vec<String>> {
-    let mut units = Vec::new();
-    for target in ["multi-user.target", "timers.target"] {
-        units.extend(root.list(&format!("{UNIT_FOLDER}/{target}.wants"))?);
+pub(super) fn status_command(input: &StatusInput) -> Result<u8> {
+    let root = Root::open(Path::new("/"))?;
+    if let Some(file) = &input.metrics {
+        return write_metrics(&root, file);
     }
-    units.retain(|unit| unit.starts_with("larder-"));
-    Ok(units)
-}
-
-fn read(root: &Root) -> Result<Status> {
-    let names = enabled(root)?;
-    let states = unit_states(&names, Instant::now() + LIMIT)?;
-    let watched = Watched::read(root)?;
-    let memory = watch::memory(root)?;
-    let mut upstreams: BTreeMap<String, Upstream> = BTreeMap::new();
-    let mut watch = None;
-    for state in &states {
-        let Some((kind, instance)) = state.name.split_once('@') else {
-            if state.name == "larder-watch.timer" {
-                watch = Some(Unit::timer(state));
-            }
+    loop {
+        let status = read(&root)?;
+        let one = input.host.as_ref().map(|host| one(&status, host)).transpose()?;
+        if input.watch {
+            let text = one.map_or_else(|| table(&status), |one| detail(&status, one));
+            let head = if stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
+            print(&format!("{head}{text}"))?;
+            stdout().flush().context("write to standard output")?;
+            sleep(REFRESH);
             continue;
+        }
+        match (input.output, one) {
+            (Output::Text, None) => print(&table(&status))?,
+            (Output::Text, Some(one)) => print(&detail(&status, one))?,
+            (Output::Json, None) => print_json(&serde_json::to_value(&status)?)?,
+            (Output::Json, Some(one)) => {
+                let upstreams = vec![one.clone()];
+                print_json(&serde_json::to_value(Status { upstreams, ..status.clone() })?)?
+            }
         };
-        let Some((host, _)) = instance.rsplit_once('.') else { continue };
-        let upstream = upstreams.entry(host.to_owned()).or_default();
-        match kind {
-            "larder-registry" => upstream.registry = Some(Unit::service(state)),
-            "larder-gc" => upstream.gc = Some(Unit::timer(state)),
-            "larder-restart" => upstream.restart = Some(Unit::timer(state)),
-            _ => {}
-        }
+        return Ok(if status.well { code::CONVERGED } else { code::DOWN });
     }
-    for file in watched.iter().flat_map(|watched| &watched.files) {
-        let upstream = upstreams.entry(file.host.clone()).or_default();
-        upstream.endpoints = file.hosts.hosts.iter().map(|one| endpoint(&one.url, &memory)).collect();
-    }
-    let upstreams: Vec<Upstream> =
-        upstreams.into_iter().map(|(host, upstream)| Upstream { host, ..upstream }).collect();
-    let verified = root.read(STATUS)?;
-    let verification: Option<Verification> = verified.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let well = upstreams.iter().all(Upstream::is_well) && watch.as_ref().is_none_or(|unit| unit.well);
-    Ok(Status { version: 1, well, watch, upstreams, verification })
 }
 
-fn endpoint(url: &str, memory: &Memory) -> Endpoint {
-    let health = memory.endpoints.get(url);
-    let since = |at: u64| {
-        humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(at)).to_string()
+fn one<'s>(status: &'s Status, host: &str) -> Result<&'s Upstream> {
+    let found = status.upstreams.iter().find(|upstream| upstream.host == host);
+    found.ok_or_else(|| {
+        let known: Vec<&str> = status.upstreams.iter().map(|upstream| upstream.host.as_str()).collect();
+        refused(format!("status {host}: there is no such upstream here, but for {}", known.join(", "))).into()
+    })
+}
+
+fn write_metrics(root: &Root, file: &str) -> Result<u8> {
+    let text = metrics::text(&read(root)?);
+    if file == "-" {
+        return print(&text);
+    }
+    let Some(path) = file.strip_prefix('/').filter(|path| path.ends_with(".prom")) else {
+        bail!(refused(format!("status --metrics {file}: wanted an absolute path that ends in .prom")));
     };
-    let place = match health {
-        None => Place::In { since: None },
-        Some(health) => match &health.why {
-            why if health.out => Place::Out {
-                since: since(health.at),
-                why: why.clone().unwrap_or_default(),
-                answering: health.answering.is_some(),
-            },
-            Some(why) => Place::Kept { since: since(health.at), why: why.clone() },
-            None => Place::In { since: Some(since(health.at)) },
-        },
+    if let Some((folder, _)) = path.rsplit_once('/') {
+        root.sweep(folder)?;
+    }
+    root.write(path, text.as_bytes(), Access::root(0o644))?;
+    Ok(code::CONVERGED)
+}
+
+/// One line for each upstream, and what is not well.
+fn table(status: &Status) -> String {
+    let mut text = String::new();
+    if let Some(cache) = &status.cache {
+        text += &heading(cache, &status.upstreams);
+    }
+    let now = status.at;
+    let mut registries =
+        Table::new(&["UPSTREAM", "HEALTH", "PORT", "SIZE", "SHARE", "HITS", "PULLED", "GC", "RESTART"]);
+    for upstream in &status.upstreams {
+        let Some(registry) = &upstream.registry else { continue };
+        let port =
+            registry.address.as_ref().and_then(|address| address.rsplit_once(':')).map(|(_, port)| port);
+        let job = |name: &str| match upstream.jobs.get(name) {
+            Some(job) => format!(
+                "{}/{}",
+                job.last.map_or("-".to_owned(), |at| span(now, at)),
+                job.next.map_or("-".to_owned(), |at| span(at, now))
+            ),
+            None => "never".to_owned(),
+        };
+        let store = upstream.store.as_ref();
+        registries.row(&[
+            upstream.host.clone(),
+            registry.health.as_str().to_owned(),
+            port.unwrap_or("-").to_owned(),
+            store.map_or("-".to_owned(), |store| bytes(store.bytes)),
+            percent(store.and_then(|store| store.share)),
+            percent(upstream.pulls.as_ref().and_then(|pulls| pulls.hit_rate)),
+            upstream.pulls.as_ref().and_then(|pulls| pulls.last).map_or("-".to_owned(), |at| span(now, at)),
+            job("gc"),
+            job("restart"),
+        ]);
+    }
+    text += &registries.text(WIDTH);
+    if !registries.is_empty() {
+        text += "GC, RESTART: how long ago, and in how long\n";
+    }
+    let mut endpoints = Table::new(&["UPSTREAM", "CONTAINERD ASKS"]);
+    for upstream in status.upstreams.iter().filter(|upstream| !upstream.endpoints.is_empty()) {
+        let all: Vec<String> = upstream.endpoints.iter().map(short).collect();
+        endpoints.row(&[upstream.host.clone(), all.join(", ")]);
+    }
+    if !endpoints.is_empty() && !registries.is_empty() {
+        text.push('\n');
+    }
+    text += &endpoints.text(WIDTH);
+    if status.upstreams.is_empty() {
+        text += "nothing of larder's runs here: see `larder apply`\n";
+    }
+    text + &foot(status)
+}
+
+fn span(later: Time, earlier: Time) -> String {
+    table::span(later.0.saturating_sub(earlier.0))
+}
+
+/// `http://10.0.20.10:5000 in`, in short.
+fn short(endpoint: &Endpoint) -> String {
+    let word = match endpoint.place {
+        Place::In { .. } => "",
+        Place::Out { .. } => " OUT",
+        Place::Kept { .. } => " DOWN",
     };
-    Endpoint { url: url.to_owned(), place }
+    format!("{}{word}", endpoint.url)
 }
 
-impl Unit {
-    fn service(state: &UnitState) -> Self {
-        Self { unit: state.name.clone(), state: state.to_string(), well: state.is_active(), next: None }
+/// What the registries have in common.
+fn heading(cache: &Cache, upstreams: &[Upstream]) -> String {
+    let mut parts = Vec::new();
+    let of = match cache.budget {
+        Some(budget) => format!(" of {} ({})", bytes(budget), percent(cache.share)),
+        None => String::new(),
+    };
+    if upstreams.iter().any(|upstream| upstream.store.is_some()) || cache.budget.is_some() {
+        parts.push(format!("cached {}{of}", bytes(cache.bytes)));
     }
+    for one in &cache.file_systems {
+        parts.push(format!("{} of {} free on {}", bytes(one.free), bytes(one.bytes), one.path));
+    }
+    let (images, gone) = upstreams
+        .iter()
+        .filter_map(|upstream| upstream.evicted.as_ref())
+        .fold((0_u64, 0_u64), |(images, bytes), evicted| (images + evicted.images, bytes + evicted.bytes));
+    if images > 0 {
+        parts.push(format!("evicted {images} images, {}", bytes(gone)));
+    }
+    if cache.certificate.is_some() {
+        parts.push("https".to_owned());
+    }
+    if parts.is_empty() { String::new() } else { format!("{}\n\n", parts.join(" · ")) }
+}
 
-    fn timer(state: &UnitState) -> Self {
-        let well = state.is_armed() || (state.is_active() && state.sub == "running");
-        Self { unit: state.name.clone(), state: state.to_string(), well, next: state.next_elapse.clone() }
+/// What is not well, and the last verification.
+fn foot(status: &Status) -> String {
+    let mut text = String::new();
+    if !status.unwell.is_empty() {
+        text.push('\n');
+    }
+    for line in &status.unwell {
+        text += &format!("! {line}\n");
+    }
+    if let Some(seen) = &status.verification {
+        let (at, ok, skipped, warned, down) = (&seen.at, seen.ok, seen.skipped, seen.warned, seen.down);
+        text +=
+            &format!("last verification {at}: {ok} ok, {skipped} skipped, {warned} warned, {down} down\n");
+    }
+    text
+}
+
+/// Everything of one upstream.
+fn detail(status: &Status, upstream: &Upstream) -> String {
+    let now = status.at;
+    let mut lines: Vec<(&str, String)> = Vec::new();
+    if let Some(registry) = &upstream.registry {
+        let why = registry.why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+        lines.push(("health", format!("{}{why}", registry.health.as_str())));
+        lines.push(("unit", format!("{}: {}", registry.unit.unit, registry.unit.state)));
+        lines.extend(registry.since.map(|at| ("runs", since(now, at))));
+        lines.extend(registry.memory.map(|memory| ("memory", bytes(memory))));
+        lines.extend(registry.address.clone().map(|address| ("address", address)));
+        lines.extend(registry.remote.clone().map(|remote| ("upstream", remote)));
+    }
+    if let Some(store) = &upstream.store {
+        let of = store
+            .budget
+            .map_or_else(String::new, |budget| format!(" of {} ({})", bytes(budget), percent(store.share)));
+        let scanned = store.scanned.map_or_else(String::new, |at| format!(", counted {}", since(now, at)));
+        let (images, blobs) = (store.images, store.blobs);
+        lines.push(("size", format!("{}{of}, {images} images, {blobs} blobs{scanned}", bytes(store.bytes))));
+        lines.extend(store.oldest_use.map(|at| ("oldest", format!("last used {}", since(now, at)))));
+    }
+    if let Some(pulls) = &upstream.pulls {
+        let from = pulls.since.map_or_else(String::new, |at| format!(", since {at}"));
+        lines.push((
+            "hits",
+            format!(
+                "{}: {} of {} ({} of {}){from}",
+                percent(pulls.hit_rate),
+                pulls.hits,
+                pulls.hits.saturating_add(pulls.misses),
+                bytes(pulls.hit_bytes),
+                bytes(pulls.hit_bytes.saturating_add(pulls.miss_bytes))
+            ),
+        ));
+        lines.extend(pulls.last.map(|at| ("last pull", since(now, at))));
+    }
+    for (name, job) in &upstream.jobs {
+        let last = job.last.map_or("not yet".to_owned(), |at| since(now, at));
+        let next = job.next.map_or_else(|| job.unit.state.clone(), |at| format!("next {}", until(now, at)));
+        let failed = if job.succeeded { "" } else { " (FAILED)" };
+        lines.push((name.as_str(), format!("last {last}{failed}, {next}")));
+    }
+    if let Some(scrub) = &upstream.scrub {
+        let (ended, blobs) = (since(now, scrub.ended), scrub.blobs);
+        let (broken, removed) = (scrub.broken, scrub.removed);
+        lines.push(("scrubbed", format!("{ended}: {blobs} blobs, {broken} broken, {removed} removed")));
+    }
+    if let Some(evicted) = &upstream.evicted {
+        lines.push(("evicted", format!("{} images, {}", evicted.images, bytes(evicted.bytes))));
+        for gone in &evicted.last {
+            let idle = table::span(gone.idle);
+            lines.push((
+                "",
+                format!("{} {}, idle for {idle}, {}", gone.name, bytes(gone.bytes), since(now, gone.at)),
+            ));
+        }
+    }
+    lines.extend(upstream.endpoints.iter().map(|endpoint| ("endpoint", whole(endpoint))));
+    let mut text = format!("{}\n", upstream.host);
+    for (name, line) in lines {
+        text += &format!("  {name:<9}  {line}\n");
+    }
+    text
+}
+
+fn whole(Endpoint { url, place }: &Endpoint) -> String {
+    match place {
+        Place::In { since: None } => format!("{url} in"),
+        Place::In { since: Some(since) } => format!("{url} in again since {since}"),
+        Place::Out { since, why, answering } => {
+            let again = if *answering { ", answers again" } else { "" };
+            format!("{url} OUT since {since} ({why}){again}")
+        }
+        Place::Kept { since, why } => format!("{url} DOWN since {since} ({why}), stays in as the last one"),
     }
 }
 
-impl Upstream {
-    fn is_well(&self) -> bool {
-        let units = self.registry.iter().chain(&self.gc).chain(&self.restart);
-        let mut endpoints = self.endpoints.iter();
-        units.into_iter().all(|unit| unit.well)
-            && endpoints.all(|endpoint| matches!(endpoint.place, Place::In { .. }))
-    }
-}
-
-impl std::fmt::Display for Status {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.upstreams.is_empty() {
-            return writeln!(f, "nothing of larder's runs here: see `larder apply`");
-        }
-        for upstream in &self.upstreams {
-            writeln!(f, "{}", upstream.host)?;
-            for (what, unit) in
-                [("registry", &upstream.registry), ("gc", &upstream.gc), ("restart", &upstream.restart)]
-            {
-                match unit {
-                    Some(Unit { well: true, next: Some(next), .. }) => {
-                        writeln!(f, "  {what:<9} next {next}")?
-                    }
-                    Some(unit) => {
-                        writeln!(f, "  {what:<9} {}{}", if unit.well { "" } else { "DOWN  " }, unit.state)?
-                    }
-                    None => {}
-                }
-            }
-            for endpoint in &upstream.endpoints {
-                writeln!(f, "  endpoint  {endpoint}")?;
-            }
-        }
-        if let Some(unit) = self.watch.as_ref().filter(|unit| !unit.well) {
-            writeln!(f, "DOWN  {}: {}: dead caches stay in use", unit.unit, unit.state)?;
-        }
-        if let Some(Verification { at, ok, skipped, warned, down }) = &self.verification {
-            writeln!(f, "last verification {at}: {ok} ok, {skipped} skipped, {warned} warned, {down} down")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let url = &self.url;
-        match &self.place {
-            Place::In { since: None } => write!(f, "{url} in"),
-            Place::In { since: Some(since) } => write!(f, "{url} in again since {since}"),
-            Place::Out { since, why, answering } => {
-                write!(f, "{url} OUT since {since} ({why})")?;
-                if *answering { f.write_str(", answers again") } else { Ok(()) }
-            }
-            Place::Kept { since, why } => {
-                write!(f, "{url} DOWN since {since} ({why}), stays in as the last one")
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -49,7 +49,7 @@ pub fn find(root: &dyn Files, pattern: &str) -> Result<Option<Vec<String>>> {
 }
 
 /// Go's `filepath.Match`; `None` for a malformed pattern.
-fn fits(pattern: &str, name: &str) -> Option<bool> {
+pub fn fits(pattern: &str, name: &str) -> Option<bool> {
     let pattern: Vec<char> = pattern.chars().collect();
     let tokens = tokens(&pattern)?;
     let name: Vec<char> = name.chars().collect();

@@ -62,6 +62,32 @@ fn build(text: &str) -> Option<Build> {
     })
 }
 
+/// Whether a program holds these bytes. A Go program names the packages that it is made of, stripped or not.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn holds(program: &File, wanted: &[u8]) -> std::io::Result<bool> {
+    let mut buffer = vec![0; 1 << 20];
+    let (mut at, mut kept) = (0, 0);
+    loop {
+        let Some(free) = buffer.get_mut(kept..) else { return Ok(false) };
+        let read = program.read_at(free, at)?;
+        let filled = buffer.get(..kept + read).unwrap_or_default();
+        if memchr::memmem::find(filled, wanted).is_some() {
+            return Ok(true);
+        }
+        if read == 0 {
+            return Ok(false);
+        }
+        at += u64::try_from(read).unwrap_or(0);
+        // It may stand across two reads.
+        let rest = filled.len().saturating_sub(wanted.len());
+        let end = filled.len();
+        buffer.copy_within(rest..end, 0);
+        kept = end - rest;
+    }
+}
+
 /// The major version that a Go package path ends its module part with: `/v3/` or, before modules had such
 /// a suffix, `before`.
 #[must_use]

@@ -1,7 +1,7 @@
 //! Runs another program: found in fixed folders, with a clean environment, and never past a deadline.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -32,6 +32,7 @@ pub struct Invocation<'a> {
     args: &'a [&'a str],
     env: Vec<(&'a str, &'a str)>,
     quiet: bool,
+    stdin: Option<&'a str>,
 }
 
 /// What a program that came to its end has left behind.
@@ -105,13 +106,20 @@ fn is_executable(path: &Path) -> bool {
 impl<'a> Invocation<'a> {
     #[must_use]
     pub fn new(program: &'a str, args: &'a [&'a str]) -> Self {
-        Self { program, args, env: Vec::new(), quiet: false }
+        Self { program, args, env: Vec::new(), quiet: false, stdin: None }
     }
 
     /// Lets its standard output go nowhere: a collector names every blob that it looks at.
     #[must_use]
     pub fn quiet(mut self) -> Self {
         self.quiet = true;
+        self
+    }
+
+    /// Gives it something to read: a line or two, which a pipe holds.
+    #[must_use]
+    pub fn stdin(mut self, text: &'a str) -> Self {
+        self.stdin = Some(text);
         self
     }
 
@@ -142,12 +150,16 @@ impl<'a> Invocation<'a> {
             .env("LC_ALL", "C")
             .envs(self.env.iter().copied())
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(if self.quiet { Stdio::null() } else { Stdio::piped() })
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
             .map_err(io_error)?;
+        if let (Some(mut pipe), Some(text)) = (child.stdin.take(), self.stdin) {
+            // One that does not read it has its reasons, and says them.
+            let _ = pipe.write_all(text.as_bytes());
+        }
         match listen(&mut child, deadline) {
             Ok(Some((_, stdout, _))) if stdout.overflowed => {
                 Err(Error::TooMuch { command: self.to_string() })

@@ -5,19 +5,35 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{Done, Host, Runtime, Wanted, command};
-use crate::facts::{Manager, NetworkState, find_program};
-use crate::node::{InterfaceMatch, Network};
-use crate::root::{Entry, Root};
+use super::network::offline::{self, Devices};
+use super::{Aim, Done, Host, Runtime, Wanted, command};
+use crate::facts::{Backend, Link, NetworkState};
+use crate::node::Network;
+use crate::root::Root;
 use crate::wake::Wakes;
 
 /// Editing a few account files takes milliseconds.
 const SYSUSERS_LIMIT: Duration = Duration::from_secs(20);
-const NETWORKD_ENABLED: &str = "etc/systemd/system/multi-user.target.wants/systemd-networkd.service";
-const NETWORKMANAGER_ENABLED: &str = "etc/systemd/system/multi-user.target.wants/NetworkManager.service";
+/// Half a second, on an idle machine; one that boots is not.
+const GENERATE_LIMIT: Duration = Duration::from_secs(60);
 
-/// A tree that is not running.
-pub struct Image;
+/// A tree on which nothing of ours runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Image {
+    /// Somewhere on another machine.
+    Tree,
+    /// This machine, before its network is up: no manager of it may be woken, or the boot hangs.
+    BeforeNetwork,
+}
+
+impl Image {
+    fn devices(self) -> Devices {
+        match self {
+            Self::Tree => Devices::Elsewhere,
+            Self::BeforeNetwork => Devices::Here,
+        }
+    }
+}
 
 /// The line of sysusers.d(5) for a user that owns nothing but its home.
 pub(super) fn sysusers_line(name: &str) -> String {
@@ -25,38 +41,8 @@ pub(super) fn sysusers_line(name: &str) -> String {
 }
 
 impl Host for Image {
-    /// In the order in which cloud-init itself looks for who will configure the network.
-    fn network(&self, root: &Root, wanted: &Network, _ours: bool) -> Result<NetworkState> {
-        let mut state = NetworkState::default();
-        match &wanted.interface {
-            InterfaceMatch::Name(name) => state.interface = Some(name.as_str().to_owned()),
-            InterfaceMatch::Auto | InterfaceMatch::Mac(_) => {
-                state.manager = Manager::LaterAtBoot {
-                    reason: "which interface is meant can only be told on the machine itself".to_owned(),
-                };
-                return Ok(state);
-            }
-        }
-        // Such a link points to a unit of the image; its target need not be followed.
-        let enabled = |link: &str| root.entry(link).map(|entry| entry != Entry::Absent);
-        let netplan = !root.list("etc/netplan")?.is_empty() || find_program(root, "netplan").is_some();
-        let ifupdown = find_program(root, "ifup").is_some() && root.exists("etc/network/interfaces");
-        let other = if ifupdown {
-            Some(("ifupdown", "/etc/network/interfaces and ifup are there"))
-        } else if netplan {
-            Some(("netplan", "netplan is installed"))
-        } else if enabled(NETWORKMANAGER_ENABLED)? {
-            Some(("NetworkManager", "NetworkManager.service is enabled"))
-        } else {
-            None
-        };
-        if let Some((name, evidence)) = other {
-            state.manager = Manager::Other { name, evidence: evidence.to_owned() };
-        } else if !enabled(NETWORKD_ENABLED)? {
-            state.manager =
-                Manager::Nobody { evidence: "systemd-networkd.service is not enabled".to_owned() };
-        }
-        Ok(state)
+    fn network(&self, root: &Root, wanted: &Network, _ours: Option<&Link>) -> Result<NetworkState> {
+        offline::find(root, wanted, self.devices())
     }
 
     fn make_user(&self, root: &Root, name: &str) -> Result<Done> {
@@ -94,6 +80,14 @@ impl Host for Image {
 
     fn runtime(&self) -> Result<Option<Runtime>> {
         Ok(None)
+    }
+
+    fn wake_links(&self, links: &BTreeSet<Link>, _: &Aim) -> Result<String> {
+        // What netplan has made of the old files at this boot is in /run already.
+        if *self == Self::BeforeNetwork && links.iter().any(|link| link.backend == Backend::Netplan) {
+            command::run("netplan", &["generate"], Instant::now() + GENERATE_LIMIT)?;
+        }
+        Ok(String::new())
     }
 
     fn wake(&self, _: &Root, _: &Wakes, _: &Wanted, _: &mut Wakes) -> Result<Vec<String>> {

@@ -1,24 +1,29 @@
 //! The running machine: systemd by `systemctl`, never waiting without a bound.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::os::linux::fs::MetadataExt;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use ipnetwork::IpNetwork;
 use tracing::{info, warn};
 
 use super::image::sysusers_line;
-use super::{Done, Host, NetworkWanted, Pulls, Runtime, Wanted, command, network, state, trial};
+use super::{
+    Aim, Done, Host, LinkState, NetworkWanted, Pulls, Runtime, Session, Wanted, command, container, guard,
+    network, ports, state, trial,
+};
 use crate::containerd::cri::{Code, SOCKET};
 use crate::containerd::probe::{self, NoProof};
-use crate::facts::NetworkState;
-use crate::node::Network;
-use crate::root::{Root, Staged};
-use crate::wake::Wakes;
+use crate::facts::{Container, Link, NetworkState};
+use crate::node::{ContainerRuntime, Network};
+use crate::root::{Root, Space, Staged};
+use crate::wake::{RUNS, Wakes};
 
 /// For one command that does not wait for anything.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
@@ -26,8 +31,6 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(340);
 /// Until a queued restart has replaced the old process; one that drains longer goes on by itself.
 const RESTART_LIMIT: Duration = Duration::from_secs(10);
-/// networkd needs a tenth of a second, duplicate address detection for IPv6 two.
-const ADDRESS_LIMIT: Duration = Duration::from_secs(15);
 /// containerd was back in 0.6 s on every version; a node full of containers takes longer.
 const CONTAINERD_LIMIT: Duration = Duration::from_secs(60);
 /// One that is coming up when we look.
@@ -38,6 +41,8 @@ const PROBE_LIMIT: Duration = Duration::from_secs(30);
 const SETTLING: Duration = Duration::from_secs(3);
 /// systemd restarts a containerd that dies every 5 s for ever.
 const MOST_RESTARTS: u32 = 3;
+/// A link that a boot has brought up; the kernel asks for a second or two whether its IPv6 addresses are free.
+const SETTLED: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(50);
 const CONTAINERD: &str = "containerd.service";
 
@@ -81,13 +86,26 @@ fn poll(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<bool>
 }
 
 impl Host for Live {
-    fn network(&self, root: &Root, wanted: &Network, ours: bool) -> Result<NetworkState> {
+    fn space(&self, root: &Root, path: &str) -> Result<Option<Space>> {
+        root.space(path.trim_start_matches('/')).map(Some)
+    }
+
+    fn network(&self, root: &Root, wanted: &Network, ours: Option<&Link>) -> Result<NetworkState> {
         network::find(root, wanted, ours)
     }
 
     fn containerd_version(&self, program: &str) -> Option<String> {
         // One that does not say is taken for the oldest.
         command::run(program, &["--version"], soon()).ok().map(|output| output.stdout)
+    }
+
+    fn image(&self, runtime: ContainerRuntime, image: &str) -> Option<String> {
+        container::inspect(runtime, image)
+    }
+
+    fn fetch_image(&self, container: &Container) -> Result<Done> {
+        container::fetch(container)?;
+        Ok(Done::Now)
     }
 
     fn make_user(&self, _root: &Root, name: &str) -> Result<Done> {
@@ -118,7 +136,7 @@ impl Host for Live {
     }
 
     fn port_holders(&self, ports: &BTreeSet<u16>) -> Result<Vec<(u16, String)>> {
-        network::port_holders(ports)
+        ports::port_holders(ports)
     }
 
     fn stop(&self, wakes: &Wakes) -> Result<BTreeSet<String>> {
@@ -167,22 +185,72 @@ impl Host for Live {
         Ok(runtime)
     }
 
+    fn link_states(&self, links: &BTreeSet<Link>) -> Result<BTreeMap<String, LinkState>> {
+        network::change::states(links)
+    }
+
+    fn holders(
+        &self,
+        interface: &str,
+        addresses: &[IpNetwork],
+    ) -> Result<Result<Vec<(IpAddr, String)>, String>> {
+        // A packet socket is root's; `larder plan` is anybody's.
+        if !nix::unistd::geteuid().is_root() {
+            return Ok(Ok(Vec::new()));
+        }
+        let held = network::change::holders(interface, addresses)?;
+        Ok(match held {
+            Ok(held) => Ok(held.into_iter().map(|(ip, mac)| (IpAddr::V4(ip), mac.to_string())).collect()),
+            Err(mute) => Err(mute.to_string()),
+        })
+    }
+
+    fn carries(&self, interface: &str, address: IpAddr) -> bool {
+        // What cannot be told is no reason for a warning.
+        state::addresses()
+            .is_ok_and(|all| all.iter().any(|(name, has)| name == interface && has.ip() == address))
+    }
+
+    fn session(&self) -> Option<Session> {
+        network::session::find()
+    }
+
+    fn arm_guard(&self) -> Result<()> {
+        guard::arm()
+    }
+
+    fn disarm_guard(&self) -> Result<()> {
+        guard::disarm()
+    }
+
+    fn release_links(&self, links: &BTreeSet<Link>) -> Result<()> {
+        network::change::release(links)
+    }
+
+    fn wake_links(&self, links: &BTreeSet<Link>, aim: &Aim) -> Result<String> {
+        network::change::wake(links, aim)
+    }
+
+    fn is_proven(&self, wanted: &NetworkWanted) -> Result<bool> {
+        Ok(match network::change::prove(wanted, SETTLED) {
+            Ok(()) => true,
+            Err(error) => {
+                info!("the network is not as it shall be: {error:#}");
+                false
+            }
+        })
+    }
+
     fn wake(&self, root: &Root, wakes: &Wakes, wanted: &Wanted, begun: &mut Wakes) -> Result<Vec<String>> {
         if wakes.reload {
             begun.reload = true;
             command::run("systemctl", &["daemon-reload"], soon())?;
         }
-        if wakes.network {
-            begun.network = true;
-            command::run("networkctl", &["reload"], soon())?;
-            if let Some(wanted) = &wanted.network {
-                wait_for_addresses(wanted)?;
-            }
-        }
+        begun.restart.clone_from(&wakes.restart);
+        let before = queue_restart(&wakes.restart)?;
         begun.start.clone_from(&wakes.start);
         queue("start", &startable(&wakes.start)?)?;
-        begun.restart.clone_from(&wakes.restart);
-        restart(&wakes.restart)?;
+        wait_for_restart(&before)?;
         if wakes.containerd {
             begun.containerd = true;
             return restart_containerd(root, wanted);
@@ -199,9 +267,16 @@ impl Host for Live {
     fn start_resting(&self, enabled: &BTreeSet<String>) -> Result<Vec<String>> {
         let resting: BTreeSet<String> = states(enabled)?
             .into_iter()
-            .filter(|s| s.is_at_rest() && s.load == "loaded" && s.name != "larder.service")
+            .filter(|s| s.is_at_rest() && s.load == "loaded" && !RUNS.contains(&s.name.as_str()))
             .map(|s| s.name)
             .collect();
+        // One that listens by itself makes room for its socket.
+        let sockets = resting.iter().filter_map(|unit| unit.strip_suffix(".socket"));
+        let services: BTreeSet<String> = sockets
+            .map(|instance| format!("{instance}.service"))
+            .filter(|unit| !resting.contains(unit))
+            .collect();
+        queue_restart(&services)?;
         queue("start", &resting)?;
         Ok(resting.into_iter().collect())
     }
@@ -215,30 +290,17 @@ fn startable(units: &BTreeSet<String>) -> Result<BTreeSet<String>> {
     Ok(ours.into_iter().chain(enabled).collect())
 }
 
-fn wait_for_addresses(wanted: &NetworkWanted) -> Result<()> {
-    let there = |address: &ipnetwork::IpNetwork| -> Result<bool> {
-        Ok(state::addresses()?.iter().any(|(name, has)| {
-            *name == wanted.interface && has.ip() == address.ip() && has.prefix() == address.prefix()
-        }))
-    };
-    for address in &wanted.addresses {
-        if !poll(ADDRESS_LIMIT, || there(address))? {
-            bail!(
-                "set the address {address} on {}: systemd-networkd took the file, but the link has not got it",
-                wanted.interface
-            );
-        }
-    }
-    Ok(())
+/// Restarts what runs; how that was before.
+fn queue_restart(units: &BTreeSet<String>) -> Result<Vec<state::UnitState>> {
+    let mut before = states(units)?;
+    before.retain(|state| !state.is_at_rest());
+    queue("restart", &before.iter().map(|state| state.name.clone()).collect())?;
+    Ok(before)
 }
 
-/// Restarts what runs, and waits a little for the new processes, so that nobody takes the old one's answer
-/// for the new one's.
-fn restart(units: &BTreeSet<String>) -> Result<()> {
-    let before = states(units)?;
-    let running: BTreeSet<String> =
-        before.iter().filter(|s| !s.is_at_rest()).map(|s| s.name.clone()).collect();
-    queue("restart", &running)?;
+/// Waits a little for the new processes, so that nobody takes the old one's answer for the new one's.
+fn wait_for_restart(before: &[state::UnitState]) -> Result<()> {
+    let running: BTreeSet<String> = before.iter().map(|state| state.name.clone()).collect();
     poll(RESTART_LIMIT, || {
         let now = states(&running)?;
         Ok(now.iter().all(|now| {
@@ -361,6 +423,11 @@ pub(super) fn bad_calendars(expressions: &BTreeSet<String>) -> Result<Vec<String
 /// A file of the kernel's or of a manager's, as text.
 pub(super) fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok()
+}
+
+/// The same, where it need not be text.
+pub(super) fn read_bytes(path: &str) -> Option<Vec<u8>> {
+    fs::read(path).ok()
 }
 
 #[cfg(test)]

@@ -147,6 +147,104 @@ fn elapse(value: &str) -> Option<String> {
     (!matches!(value, "" | "0" | "n/a" | "infinity")).then(|| value.to_owned())
 }
 
+/// Bytes of memory that a process has in use (proc_pid_status(5), `VmRSS`); `None`: there is no such process.
+#[must_use]
+pub fn resident(pid: u32) -> Option<u64> {
+    let status = super::live::read(&format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What `systemctl show` says of one unit, with instants in UTC.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties(BTreeMap<String, String>);
+
+impl Properties {
+    /// Empty where systemd does not say.
+    #[must_use]
+    pub fn get(&self, property: &str) -> &str {
+        self.0.get(property).map_or("", String::as_str)
+    }
+
+    #[must_use]
+    pub fn number(&self, property: &str) -> Option<u64> {
+        self.get(property).parse().ok()
+    }
+
+    /// `None`: never.
+    #[must_use]
+    pub fn time(&self, property: &str) -> Option<crate::status::Time> {
+        parse_time(self.get(property))
+    }
+
+    /// As [`UnitState`] shows it.
+    #[must_use]
+    pub fn state(&self) -> String {
+        let own = |property: &str| self.get(property).to_owned();
+        UnitState {
+            load: own("LoadState"),
+            active: own("ActiveState"),
+            sub: own("SubState"),
+            result: own("Result"),
+            restarts: self.get("NRestarts").parse().unwrap_or(0),
+            ..UnitState::default()
+        }
+        .to_string()
+    }
+}
+
+/// More of each of `units` than [`unit_states`], in their order, from one call of `systemctl`.
+///
+/// # Errors
+/// When it fails.
+pub fn properties(units: &[String], deadline: Instant) -> Result<Vec<Properties>> {
+    const WANTED: &str = "--property=Id,LoadState,ActiveState,SubState,Result,NRestarts,MainPID,MemoryCurrent,\
+        ActiveEnterTimestamp,LastTriggerUSec,NextElapseUSecRealtime,NextElapseUSecMonotonic";
+    if units.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut args = vec!["show", "--no-pager", WANTED, "--"];
+    args.extend(units.iter().map(String::as_str));
+    // Timers' instants are words whatever --timestamp= says, at least until systemd 252.
+    let output = command::Invocation::new("systemctl", &args).env("TZ", "UTC").run(deadline)?;
+    Ok(parse_properties(units, &output.stdout))
+}
+
+/// `Sun 2026-11-22 03:07:00 UTC`; some versions add microseconds.
+fn parse_time(text: &str) -> Option<crate::status::Time> {
+    let mut words = text.split(' ').skip(1);
+    let (date, time) = (words.next()?, words.next()?);
+    let at = humantime::parse_rfc3339(&format!("{date}T{time}Z")).ok()?;
+    (words.next() == Some("UTC")).then(|| crate::status::Time::of(at))
+}
+
+fn parse_properties(units: &[String], text: &str) -> Vec<Properties> {
+    let pairs = |block: &str| {
+        let lines = block.lines().filter_map(|line| line.split_once('='));
+        Properties(lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    };
+    let blocks: Vec<Properties> = text.split("\n\n").map(pairs).filter(|block| !block.0.is_empty()).collect();
+    if blocks.len() == units.len() {
+        return blocks;
+    }
+    let of = |name: &String| blocks.iter().find(|block| block.get("Id") == name).cloned();
+    units.iter().map(|name| of(name).unwrap_or_default()).collect()
+}
+
+/// The name of the program that a process runs (proc(5), `comm`); `None`: it is gone.
+#[must_use]
+pub fn program_of(pid: u64) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|comm| comm.trim_end().to_owned())
+}
+
+/// Bytes of the file system that a folder is on, and those that are left for others than root.
+#[must_use]
+pub fn space(folder: &str) -> Option<(u64, u64)> {
+    let stat = nix::sys::statvfs::statvfs(folder).ok()?;
+    let unit = stat.fragment_size();
+    Some((stat.blocks() * unit, stat.blocks_available() * unit))
+}
+
 /// Whether pods could pull through this machine's containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CriState {
@@ -356,6 +454,14 @@ mod tests {
             NextElapseUSecRealtime=\nNextElapseUSecMonotonic=infinity\n";
         let states = parse_units(&names(&["a.timer"]), text);
         assert_eq!(states.first().map(UnitState::is_armed), Some(false));
+    }
+
+    #[test]
+    fn instants_are_seconds() {
+        let times = ["Sun 2026-11-22 03:07:00 UTC", "Sun 2026-11-22 03:07:00.123456 UTC", "n/a", "", "Sun"];
+        let wanted = Some(crate::status::Time(1_795_316_820));
+        assert_eq!(times.map(parse_time), [wanted, wanted, None, None, None]);
+        assert_eq!(parse_time("Sun 2026-11-22 03:07:00 CET"), None, "another zone");
     }
 
     #[test]

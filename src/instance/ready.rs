@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use super::config;
 use crate::node::UpstreamHost;
 use crate::root::Root;
+use crate::verify::{http, pinned};
 
 /// Below the unit's TimeoutStartSec=, so that the reason is ours to give.
 const READY_LIMIT: Duration = Duration::from_secs(80);
@@ -27,7 +28,13 @@ pub fn ready(host: &UpstreamHost) -> Result<()> {
     let main: Option<i32> = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok());
     let deadline = Instant::now() + READY_LIMIT;
     loop {
-        if crate::verify::http::get_status(address, "/v2/", Duration::from_secs(2)).is_ok_and(|s| s == 200) {
+        let patience = Duration::from_secs(2);
+        let answer = match config.http.tls {
+            None => http::get_status(address, "/v2/", patience),
+            // Which certificate it shows is its own business here: systemd 252 keeps the credentials from us.
+            Some(_) => pinned::any_status(address, "GET", "/v2/", patience),
+        };
+        if answer.is_ok_and(|status| status == 200) {
             return Ok(());
         }
         if let Some(pid) = main
@@ -39,7 +46,7 @@ pub fn ready(host: &UpstreamHost) -> Result<()> {
         }
         if Instant::now() >= deadline {
             bail!(
-                "{host}: wanted 200 from http://{address}/v2/, got no answer in {} s: its upstream is \
+                "{host}: wanted 200 from {address}/v2/, got no answer in {} s: its upstream is \
                  probably silent",
                 READY_LIMIT.as_secs()
             );

@@ -1,83 +1,102 @@
 //! Whether the upstream answers, asked as the registry will ask it when it starts.
 
-use std::io::ErrorKind;
-use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::mpsc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use ureq::{Agent, Error};
-
-use crate::node::RemoteUrl;
+use super::credentials::Login;
+use crate::host::environment;
+use crate::verify::direct::{self, Cause, Direct, Question};
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It speaks: an HTTP status, where one was asked for.
-    Answered(Option<u16>),
+    /// It speaks.
+    Well,
+    /// It speaks of a rate limit, or of trouble of its own.
+    Unwell(String),
     /// No, and at once: refused, no such name, a broken certificate.
     Failed(String),
     /// Nothing within the limit.
-    Silent(Duration),
+    Silent(String),
 }
 
 impl std::fmt::Display for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Answered(Some(status)) => write!(f, "status {status}"),
-            Self::Answered(None) => f.write_str("a connection"),
-            Self::Failed(why) => f.write_str(why),
-            Self::Silent(limit) => write!(f, "no answer within {} s", limit.as_secs()),
+            Self::Well => f.write_str("well"),
+            Self::Unwell(why) | Self::Failed(why) | Self::Silent(why) => f.write_str(why),
         }
     }
 }
 
-/// `GET /v2/`, which is what Distribution asks before it listens.
-pub(super) fn ask(remote: &RemoteUrl, limit: Duration) -> Answer {
-    if remote.is_https() { connect(remote, limit) } else { get(remote, limit) }
+/// The upstream, and what is trusted for it besides the system's.
+#[derive(Debug, Clone)]
+pub(super) struct Upstream {
+    pub(super) remote: String,
+    pub(super) ca: Option<Arc<str>>,
 }
 
-fn get(remote: &RemoteUrl, limit: Duration) -> Answer {
-    let config = Agent::config_builder()
-        .max_redirects(0)
-        .http_status_as_error(false)
-        .timeout_global(Some(limit))
-        .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
-        .build();
-    let url = format!("{}/v2/", remote.as_str().trim_end_matches('/'));
-    match Agent::new_with_config(config).get(&url).call() {
-        Ok(response) => Answer::Answered(Some(response.status().as_u16())),
-        Err(Error::Timeout(_)) => Answer::Silent(limit),
-        Err(Error::Io(error)) if error.kind() == ErrorKind::ConnectionRefused => {
-            Answer::Failed("connection refused".to_owned())
-        }
-        Err(error) => Answer::Failed(error.to_string()),
+/// `GET /v2/`, which is what Distribution asks before it listens, and the token of whoever has no credentials.
+pub(super) fn ask(upstream: &Upstream, limit: Duration) -> Answer {
+    // Whoever gave the unit a proxy knows of a way that we do not.
+    let proxies = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
+    if proxies.iter().any(|name| environment(name).is_some()) {
+        return Answer::Well;
+    }
+    let question = Question {
+        remote: upstream.remote.clone(),
+        repository: None,
+        tag: None,
+        login: None,
+        ca: upstream.ca.clone(),
+    };
+    let answer = Direct::default().ask(&question, limit);
+    match answer.cause {
+        None => Answer::Well,
+        Some(Cause::RateLimit | Cause::ServerError) => Answer::Unwell(answer.text),
+        Some(Cause::Timeout) => Answer::Silent(answer.text),
+        Some(
+            Cause::Dns
+            | Cause::Refused
+            | Cause::Network
+            | Cause::TlsAuthority
+            | Cause::TlsName
+            | Cause::TlsExpired
+            | Cause::Tls,
+        ) => Answer::Failed(answer.text),
+        Some(
+            Cause::Credentials | Cause::Unauthorized | Cause::Forbidden | Cause::NotFound | Cause::Unexpected,
+        ) => Answer::Well,
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is the one connection that is opened to look, not to ask")]
-fn connect(remote: &RemoteUrl, limit: Duration) -> Answer {
-    let (host, port) = remote.host_and_port();
-    let host = host.trim_matches(['[', ']']).to_owned();
+/// Whether these credentials are none any more.
+pub(super) fn refuses(upstream: &Upstream, login: &Login, limit: Duration) -> bool {
+    if login.password.is_empty() {
+        return true;
+    }
+    let question = Question {
+        remote: upstream.remote.clone(),
+        repository: None,
+        tag: None,
+        login: Some(direct::Login { username: (*login.username).clone(), password: login.password.clone() }),
+        ca: upstream.ca.clone(),
+    };
+    Direct::default().ask(&question, limit).cause == Some(Cause::Credentials)
+}
+
+/// What came within `patience` of a question that may take up to `limit`; `None`: nothing yet.
+pub(super) fn within(patience: Duration, upstream: &Upstream, limit: Duration) -> Option<Answer> {
     let (tell, told) = mpsc::channel();
-    // The resolver has no time-out of its own to set.
+    let upstream = upstream.clone();
     thread::spawn(move || {
-        let found = (host.as_str(), port).to_socket_addrs().and_then(|addresses| {
-            let mut last = std::io::Error::from(ErrorKind::NotFound);
-            for address in addresses {
-                match TcpStream::connect_timeout(&address, limit) {
-                    Ok(_) => return Ok(()),
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        });
-        let _ = tell.send(found);
+        let _ = tell.send(ask(&upstream, limit));
     });
-    match told.recv_timeout(limit) {
-        Ok(Ok(())) => Answer::Answered(None),
-        Ok(Err(error)) if error.kind() == ErrorKind::TimedOut => Answer::Silent(limit),
-        Ok(Err(error)) => Answer::Failed(error.to_string()),
-        Err(_) => Answer::Silent(limit),
+    match told.recv_timeout(patience) {
+        Ok(answer) => Some(answer),
+        Err(RecvTimeoutError::Timeout) => None,
+        Err(RecvTimeoutError::Disconnected) => Some(Answer::Failed("nobody could ask".to_owned())),
     }
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use serde_json::json;
 
-use super::choices::{EngineForm, Secret};
+use super::choices::{Secret, StorageForm};
 use super::client::Fleet;
 use super::form;
 use super::upstream::{Defaults, all};
 use super::values::Keyed;
 use super::{
-    AbsolutePath, Cache, Engine, Listen, Node, Period, Renderer, Schedule, SecretSource, Upstream,
+    AbsolutePath, Cache, Engine, Listen, Memory, Metrics, Node, Period, Schedule, SecretSource, Upstream,
     UpstreamHost, UpstreamPolicy, Verify,
 };
 use crate::profile::decode::{At, Decode, Decoder, PROBLEMS};
@@ -19,6 +19,8 @@ use crate::profile::record::set;
 use crate::profile::{Loaded, Place, Problem, Problems};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// A registry at rest takes up to 45 MiB, and a pull needs some more.
+const LEAST_MEMORY: u64 = 64 << 20;
 const STORAGE: &str = "/var/lib/larder";
 
 /// Where the data of a cache cannot be: other programs' places, and those that the units hide or that a boot
@@ -130,38 +132,63 @@ impl Build<'_> {
     }
 
     fn node(&mut self, profile: form::Profile) -> Option<Node> {
-        let form::Profile { version: _, upstreams, network, cache, containerd, verify } = profile;
+        let form::Profile { version: _, upstreams, network, mut cache, containerd, verify } = profile;
         let network = network.map(|network| self.network(network.value));
         let own: Option<&[At<IpNetwork>]> =
             network.as_ref().and_then(|network| network.addresses.whole.then_some(&*network.addresses.items));
         let listen = cache.as_ref().map(|cache| self.listen(&cache.value, network.is_some(), own));
         self.missing_blocks(cache.as_ref(), containerd.as_ref(), upstreams.as_ref());
-        let (gc, restart) = match &cache {
-            Some(cache) => (cache.value.gc.clone(), cache.value.restart.clone()),
-            None => (None, None),
+        let (gc, scrub, restart) = match &cache {
+            Some(cache) => (cache.value.gc.clone(), cache.value.scrub.clone(), cache.value.restart.clone()),
+            None => (None, None, None),
         };
+        let restart = restart.unwrap_or_default();
+        // Of the nodes that share a store one is enough, and which is not for this one to say.
+        let shared = cache.as_ref().and_then(|cache| cache.value.storage.as_ref());
+        let shared = shared.is_some_and(|storage| matches!(storage.value, StorageForm::Objects(_)));
         let defaults = Defaults {
-            gc: all(gc, Schedule::Every(Period::Weekly)),
-            restart: all(restart, Schedule::Every(Period::Hourly)),
+            scrub: all(scrub, if shared { Schedule::Never } else { Schedule::Every(Period::Monthly) }),
+            gc: all(gc, if shared { Schedule::Never } else { Schedule::Every(Period::Weekly) }),
+            restart: all(restart.at, Schedule::Every(Period::Hourly)),
+            restart_always: restart.always.unwrap_or(false),
         };
         let forms = upstreams.map_or_else(Vec::new, |upstreams| upstreams.value.entries);
+        if let Some(cache) = cache.as_ref().filter(|_| shared) {
+            self.beyond_reach(&cache.value, &forms);
+        }
         self.ports(&forms);
+        self.sizes(&forms, cache.as_ref().and_then(|cache| cache.value.max_size));
         if let Some(listen) = listen {
             self.loops(&forms, listen, own.unwrap_or_default());
-            self.open_credentials(&forms, listen);
+            let access_is_said = match &cache {
+                Some(cache) => cache.value.access.is_some(),
+                None => false,
+            };
+            self.open_credentials(&forms, listen, access_is_said);
         }
+        let metrics = match (&mut cache, listen) {
+            (Some(cache), Some(listen)) => self.metrics(cache.value.metrics.take(), listen, &forms),
+            _ => Metrics::default(),
+        };
         let count = forms.len();
         let upstreams: Vec<Upstream> =
             forms.into_iter().filter_map(|(host, form)| self.upstream(host, form, &defaults)).collect();
         let is_whole = upstreams.len() == count;
+        let is_https = match &cache {
+            Some(cache) => cache.value.tls.is_some(),
+            None => false,
+        };
         let cache = match (cache, listen) {
-            (Some(cache), Some(listen)) => Some(self.cache(cache.value, listen)?),
+            (Some(cache), Some(listen)) => Some(self.cache(cache.value, listen, metrics)?),
             _ => None,
         };
         let containerd = match containerd {
             Some(containerd) => {
                 let own = own.unwrap_or_default();
-                Some(self.containerd(containerd, &Fleet { upstreams: &upstreams, is_whole, listen, own })?)
+                Some(self.containerd(
+                    containerd,
+                    &Fleet { upstreams: &upstreams, is_whole, listen, own, is_https },
+                )?)
             }
             None => None,
         };
@@ -221,42 +248,61 @@ impl Build<'_> {
         }
     }
 
-    fn cache(&mut self, form: form::Cache, listen: Listen) -> Option<Cache> {
-        let engine = match form.engine {
-            None => Engine::Auto,
-            Some(engine) => match engine.value {
-                EngineForm::Auto => Engine::Auto,
-                EngineForm::Binary(path) => Engine::Binary(path),
-            },
-        };
-        let storage = match form.storage {
-            None => AbsolutePath::parse(STORAGE).ok()?,
-            Some(storage) => {
-                let path = storage.value.0;
-                let within = |root: &&&str| path.as_path().starts_with(root);
-                if let Some(root) = NO_STORAGE.iter().find(within) {
-                    let message = format!("cache.storage: no data can be kept in {root}");
-                    self.error(
-                        storage.place,
-                        message,
-                        "write a folder below /var/lib, /srv or a mount of its own",
-                    );
-                } else if path.as_str() == "/" {
-                    let message = "cache.storage: the root folder is not for the caches alone";
-                    self.error(
-                        storage.place,
-                        message,
-                        "write a folder below /var/lib, /srv or a mount of its own",
-                    );
-                }
-                path
+    fn cache(&mut self, form: form::Cache, listen: Listen, metrics: Metrics) -> Option<Cache> {
+        let access = self.access(form.access);
+        let tls = Self::tls(form.tls);
+        let engine = form.engine.map_or(Engine::Auto, |engine| engine.value.0);
+        let (storage, objects) = match form.storage {
+            None => (AbsolutePath::parse(STORAGE).ok()?, None),
+            Some(At { value: StorageForm::Folder(path), place }) => {
+                self.storage_folder(place, &path);
+                (path, None)
+            }
+            Some(At { value: StorageForm::Objects(store), place }) => {
+                (AbsolutePath::parse(STORAGE).ok()?, Some(self.object_store(place, store)?))
             }
         };
-        Some(Cache { listen, engine, storage })
+        let max_size = form.max_size.map(|size| size.value);
+        let memory = form.memory.map_or_else(Memory::default, |memory| self.memory(memory));
+        Some(Cache {
+            listen,
+            engine,
+            storage,
+            objects,
+            max_size,
+            memory,
+            tls: tls?,
+            metrics,
+            access: access?,
+        })
     }
-}
 
-/// What this version can do.
-pub(super) fn is_supported(renderer: Renderer) -> bool {
-    matches!(renderer, Renderer::Auto | Renderer::Networkd)
+    fn memory(&mut self, memory: At<form::Memory>) -> Memory {
+        let form::Memory { high, max } = memory.value;
+        for (key, size) in [("high", high), ("max", max)] {
+            if let Some(size) = size.filter(|size| size.value.get() < LEAST_MEMORY) {
+                let message = format!("cache.memory.{key}: a registry does not live on less than 64MiB");
+                self.error(size.place, message, format!("write `{key}: 512MiB`"));
+            }
+        }
+        if let (Some(high), Some(max)) = (high, max)
+            && high.value.get() > max.value.get()
+        {
+            let problem = Problem::error(high.place, "cache.memory.high: it is above `max`");
+            self.report(problem.related(max.place, "the bound").help("write less than `max`"));
+        }
+        if high.is_none() && max.is_none() {
+            self.error(memory.place, "cache.memory: neither `high` nor `max`", "write `high: 512MiB`");
+        }
+        Memory { high: high.map(|size| size.value), max: max.map(|size| size.value) }
+    }
+
+    fn storage_folder(&mut self, place: Place, path: &AbsolutePath) {
+        let help = "write a folder below /var/lib, /srv or a mount of its own";
+        if let Some(root) = NO_STORAGE.iter().find(|root| path.as_path().starts_with(root)) {
+            self.error(place, format!("cache.storage: no data can be kept in {root}"), help);
+        } else if path.as_str() == "/" {
+            self.error(place, "cache.storage: the root folder is not for the caches alone", help);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::build::{Build, is_supported};
+use super::build::Build;
 use super::form;
 use super::{DomainName, InterfaceMatch, Listen, Mtu, Network, Renderer, Route};
 use crate::profile::decode::{At, List};
@@ -111,13 +111,6 @@ impl Build<'_> {
             let problem = Problem::error(mtu.place, message).related(v6.place, "an IPv6 address");
             self.report(problem.help("write 1280 or more, or take the IPv6 addresses out"));
         }
-        let renderer = form.renderer.map_or(Renderer::Auto, |renderer| {
-            if !is_supported(renderer.value) {
-                let help = "write `auto` or `networkd`, or leave the `network` block out";
-                self.error(renderer.place, "network.renderer: not supported yet", help);
-            }
-            renderer.value
-        });
         Draft {
             addresses,
             interface: form.interface.map_or(InterfaceMatch::Auto, |interface| interface.value.0),
@@ -125,7 +118,7 @@ impl Build<'_> {
             nameservers: nameservers.into_iter().map(|server| server.value).collect(),
             search,
             mtu: form.mtu.map(|mtu| mtu.value),
-            renderer,
+            renderer: form.renderer.map_or(Renderer::Auto, |renderer| renderer.value),
         }
     }
 

@@ -4,12 +4,13 @@ use serde_json::{Value as Json, json};
 use zeroize::Zeroizing;
 
 use super::form::Mirror;
+use super::storage::StoreForm;
 use super::values::refusal;
 use super::{
-    AbsolutePath, CredentialName, EnvName, Image, InterfaceMatch, InterfaceName, MacAddress, RemoteUrl,
-    SecretSource,
+    AbsolutePath, ContainerRuntime, CredentialName, Engine, EnvName, Image, ImageSource, InterfaceMatch,
+    InterfaceName, MacAddress, RemoteUrl, SecretSource,
 };
-use crate::profile::decode::{At, Decode, Decoder, Step};
+use crate::profile::decode::{At, Decode, Decoder};
 use crate::profile::record::{keyword, record, set};
 use crate::profile::{Problem, Value};
 
@@ -47,56 +48,50 @@ impl Decode for InterfaceForm {
 
 /// The registry program.
 #[derive(Debug)]
-pub enum EngineForm {
-    Auto,
-    Binary(AbsolutePath),
-}
+pub struct EngineForm(pub Engine);
 
 record! {
     /// The registry program: a binary, or an image with what runs it.
     struct EngineMap {
         /// The registry binary.
         binary: AbsolutePath,
-        /// What runs the image. Not supported yet.
-        container: At<Runtime>,
-        /// The registry's image. Not supported yet.
-        image: Image,
+        /// What runs the image.
+        container: ContainerRuntime,
+        /// The registry's image by its name, or `file:` and the path of an archive.
+        image: At<Image>,
     }
 }
 
-/// What runs containers.
-#[derive(Debug)]
-pub enum Runtime {
-    Podman,
-    Docker,
-}
-
-keyword!(Runtime {
-    "podman" => Runtime::Podman,
-    "docker" => Runtime::Docker,
+keyword!(ContainerRuntime {
+    "podman" => ContainerRuntime::Podman,
+    "docker" => ContainerRuntime::Docker,
 });
 
 impl Decode for EngineForm {
     fn decode<'a>(value: &'a Value, decoder: &mut Decoder<'a>) -> Option<Self> {
         if !value.is_map() {
             return decoder.parse(value, |text| match text {
-                "auto" => Ok(Self::Auto),
+                "auto" => Ok(Self(Engine::Auto)),
                 _ => Err(Problem::error(value.place(), "wanted `auto` or a map")
                     .help("write `auto`, or `{ binary: /usr/local/bin/registry }`")),
             });
         }
         let EngineMap { binary, container, image } = EngineMap::decode(value, decoder)?;
         match (binary, container, image) {
-            (Some(binary), None, None) => Some(Self::Binary(binary)),
+            (Some(binary), None, None) => Some(Self(Engine::Binary(binary))),
             (Some(_), _, _) => {
                 let problem = decoder.problem(value.place(), "two engines at once");
                 decoder.push(problem.help("write either `binary`, or `container` and `image`"));
                 None
             }
-            (None, Some(container), Some(_)) => {
-                decoder.not_yet(container.place);
-                None
-            }
+            (None, Some(runtime), Some(image)) => match ImageSource::parse(image.value) {
+                Ok(image) => Some(Self(Engine::Container { runtime, image })),
+                Err(message) => {
+                    let problem = decoder.problem(image.place, message);
+                    decoder.push(problem);
+                    None
+                }
+            },
             (None, Some(_), None) if !value.has("image") => {
                 decoder.missing("image", value, "image: \"registry:3\"");
                 None
@@ -124,31 +119,24 @@ impl Decode for EngineForm {
 
 /// Where the data is.
 #[derive(Debug)]
-pub struct StorageForm(pub AbsolutePath);
-
-const DRIVERS: [&str; 3] = ["s3", "azure", "gcs"];
+pub enum StorageForm {
+    Folder(AbsolutePath),
+    Objects(StoreForm),
+}
 
 impl Decode for StorageForm {
     fn decode<'a>(value: &'a Value, decoder: &mut Decoder<'a>) -> Option<Self> {
-        if !value.is_map() {
-            return AbsolutePath::decode(value, decoder).map(Self);
+        if value.is_map() {
+            return StoreForm::decode(value, decoder).map(Self::Objects);
         }
-        let (driver, field) = decoder.one_key(value, &DRIVERS)?;
-        decoder.within(Step::Key(driver), |decoder| {
-            decoder.map(&field.value)?;
-            decoder.not_yet(field.key);
-            None
-        })
+        AbsolutePath::decode(value, decoder).map(Self::Folder)
     }
 
     fn schema() -> Json {
-        let drivers = DRIVERS.map(|driver| {
-            json!({
-                "type": "object", "required": [driver], "additionalProperties": false,
-                "properties": { driver: { "type": "object", "description": "Not supported yet." } },
-            })
-        });
-        let options: Vec<Json> = std::iter::once(AbsolutePath::schema()).chain(drivers).collect();
+        let mut options = vec![AbsolutePath::schema()];
+        if let Some(Json::Array(drivers)) = StoreForm::schema().get("oneOf") {
+            options.extend(drivers.iter().cloned());
+        }
         json!({ "oneOf": options })
     }
 }

@@ -12,8 +12,8 @@ use super::form;
 use super::upstream::is_here;
 use super::values::Keyed;
 use super::{
-    AbsolutePath, CacheHost, Containerd, Credentials, Listen, Mirror, MirrorHost, Order, RemoteUrl, Upstream,
-    UpstreamHost,
+    AbsolutePath, CacheHost, CacheName, Containerd, Credentials, Listen, Mirror, MirrorHost, Order,
+    RemoteUrl, Upstream, UpstreamHost,
 };
 use crate::profile::decode::{At, List};
 use crate::profile::{Place, Problem};
@@ -30,6 +30,8 @@ pub(super) struct Fleet<'a> {
     /// Where the registries of this node listen, if it has some.
     pub(super) listen: Option<Listen>,
     pub(super) own: &'a [At<IpNetwork>],
+    /// Whether those registries serve https.
+    pub(super) is_https: bool,
 }
 
 impl Fleet<'_> {
@@ -41,11 +43,11 @@ impl Fleet<'_> {
 impl Build<'_> {
     pub(super) fn containerd(&mut self, form: At<form::Containerd>, fleet: &Fleet) -> Option<Containerd> {
         let form = form.value;
-        let caches = form.caches.map_or_else(Vec::new, |caches| caches.value.items);
+        let mut caches = form.caches.map_or_else(Vec::new, |caches| caches.value.items);
+        caches.iter_mut().for_each(|cache| self.cache_host(cache, fleet));
         let mut seen = HashMap::new();
         for cache in &caches {
-            self.cache_host(cache);
-            if let Some(first) = seen.insert(&cache.value, cache.place) {
+            if let Some(first) = seen.insert(&cache.value.name, cache.place) {
                 let message = format!("containerd.caches: {} is here twice", cache.value);
                 let problem = Problem::error(cache.place, message).related(first, "first here");
                 self.report(problem.help("keep one of them"));
@@ -93,11 +95,33 @@ impl Build<'_> {
         })
     }
 
-    fn cache_host(&mut self, cache: &At<CacheHost>) {
-        let CacheHost::Address(address) = cache.value else { return };
+    fn cache_host(&mut self, cache: &mut At<CacheHost>, fleet: &Fleet) {
+        let CacheName::Address(address) = cache.value.name else { return };
         if address.is_unspecified() || address.is_multicast() {
             let message = format!("containerd.caches: {address} is no machine's address");
             self.error(cache.place, message, "write the address on which the cache listens");
+        }
+        let is_own = match fleet.listen {
+            Some(Listen::Address(listen)) => listen == address,
+            Some(Listen::Any) => {
+                address.is_loopback() || fleet.own.iter().any(|own| own.value.ip() == address)
+            }
+            None => false,
+        };
+        if is_own && cache.value.is_https && !fleet.is_https {
+            let message =
+                format!("containerd.caches: {} is this node, which has no `cache.tls`", cache.value);
+            let other = CacheHost { is_https: false, ..cache.value.clone() };
+            self.error(cache.place, message, format!("write {other}"));
+        }
+        cache.value.is_https |= is_own && fleet.is_https;
+        if fleet.is_https && !cache.value.is_https {
+            let message =
+                format!("containerd.caches: {} is asked by http, and this node serves https", cache.value);
+            let other = CacheHost { is_https: true, ..cache.value.clone() };
+            self.report(
+                Problem::warning(cache.place, message).help(format!("write {other} if that one does, too")),
+            );
         }
     }
 
@@ -193,9 +217,9 @@ impl Build<'_> {
             return;
         }
         // The caches of the fleet, by what is behind their ports.
-        let named = caches.iter().find(|cache| match (&cache.value, ip) {
-            (CacheHost::Address(address), Some(ip)) => *address == ip,
-            (CacheHost::Name(cache), None) => cache.as_str() == name,
+        let named = caches.iter().find(|cache| match (&cache.value.name, ip) {
+            (CacheName::Address(address), Some(ip)) => *address == ip,
+            (CacheName::Name(cache), None) => cache.as_str() == name,
             _ => false,
         });
         let own = fleet.listen.is_some_and(|listen| is_here(url, listen, fleet.own));

@@ -7,12 +7,13 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::choices::{EngineForm, InterfaceForm, MirrorForm, MirrorUrl, Secret, StorageForm};
-use super::values::{Downloads, Keyed, ScheduleForm, Version};
+use super::face::{AccessForm, MetricsForm};
+use super::values::{Downloads, Keyed, RestartForm, ScheduleForm, Version};
 use super::{
     AbsolutePath, CacheHost, Capability, DomainName, HeaderName, HelperName, MirrorHost, Mtu, Order, Port,
     RemoteUrl, Renderer, Repository, RouteTarget, Size, Trust, UpstreamHost, UpstreamPolicy, Username,
 };
-use crate::profile::decode::{At, List, NotYet};
+use crate::profile::decode::{At, List};
 use crate::profile::record::record;
 
 record! {
@@ -47,18 +48,20 @@ record! {
         username: At<Username>,
         /// For the cache's own pulls: the text itself, or where it is.
         password: At<Secret>,
-        /// A docker credential helper, for tokens that expire. Not supported yet.
-        credential_helper: NotYet<HelperName>,
-        /// Trusted for this upstream only. Not supported yet.
-        ca: NotYet<AbsolutePath>,
+        /// A docker credential helper, for passwords that expire: `docker-credential-<name>` on this node.
+        credential_helper: At<HelperName>,
+        /// Trusted for this upstream only, besides the system's own: a PEM file, or the PEM text itself.
+        ca: At<Trust>,
         /// The repository that the verification asks for; known upstreams have a default.
         probe: At<Repository>,
-        /// The most that this upstream's data may take. Not supported yet.
-        max_size: NotYet<Size>,
+        /// The most that this upstream's data may take on disk; by default what the others leave it of cache.max_size.
+        max_size: At<Size>,
         /// When unreferenced data is collected; cache.gc by default.
         gc: At<ScheduleForm>,
+        /// When all its data is compared with its digests; cache.scrub by default.
+        scrub: At<ScheduleForm>,
         /// When the registry is restarted; cache.restart by default.
-        restart: At<ScheduleForm>,
+        restart: RestartForm,
     }
 }
 
@@ -118,16 +121,33 @@ record! {
         engine: At<EngineForm>,
         /// Where the data is.
         storage: At<StorageForm>,
-        /// The most that all upstreams together may take. Not supported yet.
-        max_size: NotYet<Size>,
+        /// The most that all upstreams together may take on disk: what was used longest ago goes in time.
+        max_size: At<Size>,
         /// When unreferenced data is collected; weekly by default.
         gc: At<ScheduleForm>,
-        /// When the registries are restarted; hourly by default.
-        restart: At<ScheduleForm>,
-        /// Serve https. Not supported yet.
-        tls: NotYet<Tls>,
-        /// The address and port of Distribution's Prometheus metrics. Not supported yet.
-        metrics: NotYet<std::net::SocketAddr>,
+        /// When all data is compared with its digests, and what is broken removed; monthly by default.
+        scrub: At<ScheduleForm>,
+        /// When the registries are restarted; hourly by default, and only those that have grown or are not well.
+        restart: RestartForm,
+        /// The most memory that each registry may take.
+        memory: At<Memory>,
+        /// Serve https with this certificate; clients then write `https://` before the cache's name.
+        tls: At<Tls>,
+        /// What the node tells Prometheus: `larder status` as a file for node_exporter, and the registries' own.
+        metrics: At<MetricsForm>,
+        /// `open`, or the networks that may ask the registries; this node itself always may.
+        access: At<AccessForm>,
+    }
+}
+
+record! {
+    /// Bounds on the memory of each registry.
+    #[written = "{ high: 512MiB, max: 1GiB }"]
+    pub struct Memory {
+        /// Above this it is slowed down and has to give memory back.
+        high: At<Size>,
+        /// Above this it is killed, and starts again.
+        max: At<Size>,
     }
 }
 
@@ -141,6 +161,17 @@ record! {
         /// The private key.
         #[required = "key: /etc/ssl/private/cache.key"]
         key: AbsolutePath,
+    }
+}
+
+record! {
+    /// What the node tells Prometheus.
+    #[written = "127.0.0.1:5001"]
+    pub struct MetricsMap {
+        /// The folder of node_exporter's textfile collector; by default where the package has it, if it is there.
+        textfile: At<AbsolutePath>,
+        /// Distribution's own metrics: this loopback address, and a port for each registry from there on.
+        registries: At<std::net::SocketAddr>,
     }
 }
 

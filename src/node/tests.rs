@@ -37,7 +37,7 @@ fn the_seed_profile_becomes_its_node() {
     let cache = node.cache.unwrap();
     assert_eq!(cache.listen, Listen::Address(ip("10.0.20.10")));
     assert_eq!((cache.engine, cache.storage.as_str()), (Engine::Auto, "/var/lib/larder"));
-    assert_eq!(node.containerd.unwrap().caches, [CacheHost::Address(ip("10.0.20.10"))]);
+    assert_eq!(node.containerd.unwrap().caches, [CacheHost::parse("10.0.20.10").unwrap()]);
     assert_eq!(node.verify, Verify { timeout: Duration::from_secs(60), upstreams: UpstreamPolicy::Warn });
 }
 
@@ -53,8 +53,8 @@ fn what_is_not_written_has_its_default() {
     assert_eq!(upstream.remote.as_str(), "https://registry-1.docker.io");
     assert_eq!(upstream.probe.as_ref().unwrap().as_str(), "library/busybox");
     assert_eq!(
-        (&upstream.gc, &upstream.restart),
-        (&Schedule::Every(Period::Weekly), &Schedule::Every(Period::Hourly))
+        [&upstream.gc, &upstream.scrub, &upstream.restart],
+        [Period::Weekly, Period::Monthly, Period::Hourly].map(Schedule::Every).each_ref()
     );
     let unknown = upstreams("  r.example.com:5000: { port: 5000 }");
     let unknown = unknown.first().unwrap();
@@ -74,16 +74,16 @@ fn every_known_probe_is_a_repository() {
 fn a_schedule_is_one_upstreams_or_all_of_them() {
     let node = node(
         "version: 1\nupstreams:\n  a.io: { port: 5000 }\n  b.io: { port: 5010, gc: \"Sun 03:00\", restart: never }\n  \
-         c.io: { port: 5020, gc: monthly }\ncache: { gc: \"22:22\", restart: daily }\n",
+         c.io: { port: 5020, gc: monthly, scrub: never }\ncache: { gc: \"22:22\", scrub: weekly, restart: daily }\n",
     );
     let at = |text| Calendar::parse(text).unwrap();
-    let schedules: Vec<_> = node.upstreams.into_iter().map(|u| (u.gc, u.restart)).collect();
+    let schedules: Vec<_> = node.upstreams.into_iter().map(|u| [u.gc, u.scrub, u.restart]).collect();
     assert_eq!(
         schedules,
         [
-            (Schedule::AllAt(at("22:22")), Schedule::Every(Period::Daily)),
-            (Schedule::At(at("Sun 03:00")), Schedule::Never),
-            (Schedule::Every(Period::Monthly), Schedule::Every(Period::Daily)),
+            [Schedule::AllAt(at("22:22")), Schedule::Every(Period::Weekly), Schedule::Every(Period::Daily)],
+            [Schedule::At(at("Sun 03:00")), Schedule::Every(Period::Weekly), Schedule::Never],
+            [Schedule::Every(Period::Monthly), Schedule::Never, Schedule::Every(Period::Daily)],
         ]
     );
 }

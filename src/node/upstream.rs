@@ -10,7 +10,7 @@ use super::choices::Secret;
 use super::client::remote_of;
 use super::form;
 use super::values::ScheduleForm;
-use super::{Credentials, Listen, Port, RemoteUrl, Repository, Schedule, Upstream, UpstreamHost, Username};
+use super::{Credentials, Listen, RemoteUrl, Repository, Schedule, Size, Upstream, UpstreamHost, Username};
 use crate::profile::decode::At;
 use crate::profile::{Place, Problem};
 
@@ -32,10 +32,15 @@ pub(super) const PROBES: [(&str, &str); 13] = [
     ("registry.k8s.io", "pause:3.10"),
 ];
 
+/// Bytes: below, nothing that is worth a cache fits.
+const LEAST_SIZE: u64 = 100 << 20;
+
 /// The schedules of upstreams that say none.
 pub(super) struct Defaults {
     pub(super) gc: Schedule,
+    pub(super) scrub: Schedule,
     pub(super) restart: Schedule,
+    pub(super) restart_always: bool,
 }
 
 /// Written for one upstream.
@@ -94,13 +99,42 @@ impl Build<'_> {
         }
     }
 
+    /// Budgets that hold no image, or that another one makes void.
+    pub(super) fn sizes(&mut self, upstreams: &[(At<UpstreamHost>, form::Upstream)], all: Option<At<Size>>) {
+        let least = |build: &mut Self, path: &str, size: At<Size>| {
+            if size.value.get() < LEAST_SIZE {
+                let message = format!("{path}: too little for the images of a node: they are often larger");
+                build.error(size.place, message, "write `1GiB` or more; 100MiB is the least that is taken");
+            }
+        };
+        if let Some(all) = all {
+            least(self, "cache.max_size", all);
+        }
+        for (host, upstream) in upstreams {
+            let Some(size) = upstream.max_size else { continue };
+            least(self, &format!("upstreams.{}.max_size", host.value), size);
+            if let Some(all) = all.filter(|all| all.value.get() < size.value.get()) {
+                let message = format!(
+                    "upstreams.{}.max_size: it never gets there: all together may take less",
+                    host.value
+                );
+                let problem = Problem::warning(size.place, message).related(all.place, "all together");
+                self.report(problem.help("write less than `cache.max_size`, or take it out"));
+            }
+        }
+    }
+
     pub(super) fn upstream(
         &mut self,
         host: At<UpstreamHost>,
         form: form::Upstream,
         defaults: &Defaults,
     ) -> Option<Upstream> {
+        self.two_sources(&host, &form);
         let credentials = self.credentials(&host, form.username, form.password);
+        let restart = form.restart.unwrap_or_default();
+        let ca_place = form.ca.as_ref().map(|ca| ca.place);
+        let ca = form.ca.map(|ca| ca.value);
         let probe = match form.probe {
             Some(probe) => Some(self.probe(&host.value, probe)?),
             None => {
@@ -112,15 +146,36 @@ impl Build<'_> {
             Some(remote) => Some(remote.value),
             None => remote_of(host.value.as_str()),
         };
+        if let (Some(place), Some(remote)) = (ca_place, remote.as_ref().filter(|remote| !remote.is_https())) {
+            let message = format!("upstreams.{}.ca: {remote} shows no certificate", host.value);
+            self.error(place, message, "take it out, or write an https `remote`");
+        }
         Some(Upstream {
             port: form.port?.value,
             remote: remote?,
             credentials: credentials?,
+            ca,
             probe,
             gc: form.gc.map_or_else(|| defaults.gc.clone(), one),
-            restart: form.restart.map_or_else(|| defaults.restart.clone(), one),
+            scrub: form.scrub.map_or_else(|| defaults.scrub.clone(), one),
+            restart: restart.at.map_or_else(|| defaults.restart.clone(), one),
+            restart_always: restart.always.unwrap_or(defaults.restart_always),
+            credential_helper: form.credential_helper.map(|helper| helper.value),
+            max_size: form.max_size.map(|size| size.value),
             host: host.value,
         })
+    }
+
+    /// A helper, and what it is to be asked for.
+    fn two_sources(&mut self, host: &At<UpstreamHost>, form: &form::Upstream) {
+        let Some(helper) = &form.credential_helper else { return };
+        let written = form.username.as_ref().map(|username| ("username", username.place));
+        let written = written.or_else(|| form.password.as_ref().map(|password| ("password", password.place)));
+        if let Some((key, place)) = written {
+            let message = format!("upstreams.{}: both `credential_helper` and `{key}`", host.value);
+            let problem = Problem::error(helper.place, message).related(place, "the other source");
+            self.report(problem.help("take one of them out"));
+        }
     }
 
     /// `None` where half of them is missing.
@@ -207,30 +262,6 @@ impl Build<'_> {
                 let problem = Problem::error(place, message).related(*at, "served here");
                 self.report(problem.help("write the upstream's own URL"));
             }
-        }
-    }
-
-    /// A cache asks nobody who they are: it hands on what its credentials open.
-    pub(super) fn open_credentials(
-        &mut self,
-        upstreams: &[(At<UpstreamHost>, form::Upstream)],
-        listen: Listen,
-    ) {
-        let address = match listen {
-            Listen::Address(address) if address.is_loopback() => return,
-            Listen::Address(address) => address.to_string(),
-            Listen::Any => "this node".to_owned(),
-        };
-        for (host, form) in upstreams {
-            let (Some(username), Some(_)) = (&form.username, &form.password) else { continue };
-            let port = form.port.map_or_else(String::new, |port: At<Port>| format!(", port {}", port.value));
-            let message = format!(
-                "upstreams.{}: whoever reaches {address}{port} can pull what `{}` can",
-                host.value, username.value
-            );
-            let help =
-                "let a firewall decide who reaches it; `cache.listen: 127.0.0.1` is for this node alone";
-            self.report(Problem::warning(username.place, message).help(help));
         }
     }
 }

@@ -4,7 +4,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Calendar, Capability, Mtu, Order, Period, Port, Renderer, Text, UpstreamPolicy};
 use crate::profile::decode::{At, Decode, Decoder};
-use crate::profile::record::{keyword, nullable};
+use crate::profile::record::{keyword, nullable, record};
 use crate::profile::suggest::nearest;
 use crate::profile::{Problem, Value};
 
@@ -154,6 +154,38 @@ keyword!(Capability {
     "resolve" => Capability::Resolve,
     "push" => Capability::Push,
 });
+
+/// When a registry is restarted, and whether it has to need it.
+#[derive(Debug, Clone, Default)]
+pub struct RestartForm {
+    pub at: Option<At<ScheduleForm>>,
+    pub always: Option<bool>,
+}
+
+record! {
+    /// When a registry is restarted.
+    #[written = "{ at: hourly, always: true }"]
+    struct RestartMap {
+        /// When: hourly by default.
+        at: At<ScheduleForm>,
+        /// `true`: also one that is small and well.
+        always: bool,
+    }
+}
+
+impl Decode for RestartForm {
+    fn decode<'a>(value: &'a Value, decoder: &mut Decoder<'a>) -> Option<Self> {
+        if value.is_map() {
+            let RestartMap { at, always } = RestartMap::decode(value, decoder)?;
+            return Some(Self { at, always });
+        }
+        Some(Self { at: Some(At::<ScheduleForm>::decode(value, decoder)?), always: None })
+    }
+
+    fn schema() -> Json {
+        json!({ "oneOf": [ScheduleForm::schema(), RestartMap::schema()] })
+    }
+}
 
 /// `never`, a period's name, or a calendar expression.
 #[derive(Debug, Clone)]

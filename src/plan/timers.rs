@@ -1,4 +1,4 @@
-//! The static units, and each instance's instant for GC and restart: spread over the period so that no two of
+//! The static units, and each instance's instant for GC, scrub and restart: spread over the period so that no two of
 //! a node's registries work at once, nor all nodes of a fleet, and the same in every run.
 
 use std::collections::BTreeSet;
@@ -6,11 +6,12 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
-use super::registry::enable;
+use super::registry::{enable, takes_sockets};
 use super::{Content, Plan, UNIT_FOLDER};
-use crate::facts::Facts;
+use crate::facts::{Facts, Manager};
 use crate::node::{Node, Period, Schedule, Upstream};
 use crate::template::{Timer, UNITS, render};
+use crate::wake::NETWORK_UNIT;
 
 /// GC runs in the small hours: minutes of the day.
 const NIGHT: std::ops::Range<u32> = 60..300;
@@ -21,9 +22,10 @@ const MONTH_DAYS: u32 = 28;
 const SHARED_DELAY: u32 = 3600;
 
 /// Which of an instance's timers.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Job {
     Gc,
+    Scrub,
     Restart,
 }
 
@@ -31,6 +33,7 @@ impl Job {
     fn unit(self) -> &'static str {
         match self {
             Self::Gc => "larder-gc",
+            Self::Scrub => "larder-scrub",
             Self::Restart => "larder-restart",
         }
     }
@@ -38,6 +41,7 @@ impl Job {
     fn schedule(self, upstream: &Upstream) -> &Schedule {
         match self {
             Self::Gc => &upstream.gc,
+            Self::Scrub => &upstream.scrub,
             Self::Restart => &upstream.restart,
         }
     }
@@ -45,18 +49,26 @@ impl Job {
     /// Seconds that the static timer adds by machine id; staggered instants are further apart.
     fn delay(self) -> u32 {
         match self {
-            Self::Gc => 600,
+            Self::Gc | Self::Scrub => 600,
             Self::Restart => 30,
         }
     }
 }
 
 pub(super) fn plan(node: &Node, facts: &Facts, plan: &mut Plan) -> Result<()> {
-    let watches = node.asks_caches();
+    let watches = node.is_watched();
+    // With an address that is there already, by somebody else's file, it would have nothing to write.
+    let early = plan.link.is_some() || matches!(facts.network.manager, Manager::LaterAtBoot { .. });
     for unit in UNITS {
         let needed = match unit.name {
             "larder.service" => true,
+            NETWORK_UNIT => early,
             "larder-watch.service" | "larder-watch.timer" => watches,
+            "larder-registry@.socket" => facts.registry.as_ref().is_some_and(takes_sockets),
+            name if is_face(name) => super::face::needs(name, node, facts),
+            name if name.starts_with("larder-tend") || name.starts_with("larder-scrub") => {
+                node.cache.as_ref().is_some_and(|cache| cache.objects.is_none())
+            }
             _ => node.cache.is_some(),
         };
         if needed && !facts.packaged.contains(&unit.name) {
@@ -64,14 +76,23 @@ pub(super) fn plan(node: &Node, facts: &Facts, plan: &mut Plan) -> Result<()> {
         }
     }
     enable(plan, facts, "multi-user.target", "larder.service", "larder.service");
+    if early {
+        enable(plan, facts, "sysinit.target", NETWORK_UNIT, NETWORK_UNIT);
+    }
     if watches {
         enable(plan, facts, "timers.target", "larder-watch.timer", "larder-watch.timer");
     }
-    if node.cache.is_none() {
-        return Ok(());
+    let Some(cache) = &node.cache else { return Ok(()) };
+    // An object store is bounded and checked by its own rules.
+    let in_folders = cache.objects.is_none();
+    if in_folders {
+        enable(plan, facts, "timers.target", "larder-tend.timer", "larder-tend.timer");
     }
     let seed = fleet_seed(node);
-    for job in [Job::Gc, Job::Restart] {
+    for job in [Job::Gc, Job::Scrub, Job::Restart] {
+        if job == Job::Scrub && !in_folders {
+            continue;
+        }
         let mut taken = BTreeSet::new();
         for upstream in &node.upstreams {
             let (calendar, delay) = match job.schedule(upstream) {
@@ -91,6 +112,11 @@ pub(super) fn plan(node: &Node, facts: &Facts, plan: &mut Plan) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether how the cache faces the outside decides about this unit.
+fn is_face(unit: &str) -> bool {
+    ["larder-access.", "larder-metrics.", "larder-tls."].iter().any(|start| unit.starts_with(start))
 }
 
 /// The file that holds a timer's instant.

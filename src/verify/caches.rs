@@ -2,12 +2,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::http::{self, Client, Fault, Method};
-use super::{Probe, Run, Seen, Witness};
+use super::{Machine, Probe, Run, Seen, Witness, pinned};
+use crate::certificate::Certificate;
 
 const MOST_WORKERS: usize = 64;
 
@@ -26,6 +28,8 @@ const TROUBLE_LIMIT: Duration = Duration::from_secs(3);
 /// The checks still to be asked, by the time they are due.
 pub(super) struct Queue {
     client: Client,
+    /// Of all registries of the node, where they serve https.
+    certificate: Option<Result<Certificate, String>>,
     due: Mutex<BinaryHeap<Reverse<Task>>>,
     tasks: usize,
 }
@@ -43,7 +47,7 @@ struct Task {
 }
 
 impl Queue {
-    pub(super) fn new(run: &Run<'_>) -> Self {
+    pub(super) fn new(machine: &dyn Machine, run: &Run<'_>) -> Self {
         let tasks = run.checks.iter().enumerate().filter_map(|(index, check)| {
             let upstream = match check.probe {
                 Probe::Endpoint { .. } => false,
@@ -53,7 +57,14 @@ impl Queue {
             Some(Reverse(Task { due: run.started, upstream, check: index, trouble: None, told: false }))
         });
         let due: BinaryHeap<_> = tasks.collect();
-        Self { client: Client::new(), tasks: due.len(), due: Mutex::new(due) }
+        let certificate = run.checks.iter().find_map(|check| match &check.probe {
+            Probe::Endpoint { certificate: Some(path), .. } => Some(path),
+            Probe::Upstream { certificate: Some(path), .. } => Some(path),
+            _ => None,
+        });
+        let certificate =
+            certificate.map(|path| machine.certificate(path).map_err(|error| format!("{error:#}")));
+        Self { client: Client::new(), certificate, tasks: due.len(), due: Mutex::new(due) }
     }
 
     pub(super) fn workers(&self) -> usize {
@@ -93,16 +104,16 @@ impl Queue {
         // Looked up before asking: the answer then is from after the unit went down.
         let lost = run.is_lost(&check.subject);
         let seen = match &check.probe {
-            Probe::Endpoint { address } => {
-                let url = http::endpoint_url(*address);
-                endpoint(self.client.status(Method::Get, &url, ENDPOINT_LIMIT.min(left)))
+            Probe::Endpoint { address, certificate } => {
+                let url = http::endpoint_url(*address, certificate.is_some());
+                endpoint(self.status(Method::Get, &url, *address, ENDPOINT_LIMIT.min(left)))
             }
             Probe::Upstream { repository: None, .. } => {
                 return Seen::Skipped("no public repository of it is known: set its `probe`".to_owned());
             }
-            Probe::Upstream { address, repository: Some(repository), .. } => {
-                let url = http::probe_url(*address, repository);
-                let answer = self.client.status(Method::Head, &url, UPSTREAM_LIMIT.min(left));
+            Probe::Upstream { address, certificate, repository: Some(repository), .. } => {
+                let url = http::probe_url(*address, certificate.is_some(), repository);
+                let answer = self.status(Method::Head, &url, *address, UPSTREAM_LIMIT.min(left));
                 upstream(answer, &mut task.trouble)
             }
             _ => return Seen::Skipped("not asked by HTTP".to_owned()),
@@ -110,6 +121,21 @@ impl Queue {
         match seen {
             Seen::Pending(got) if lost => Seen::Settled(got),
             seen => seen,
+        }
+    }
+
+    /// By https, the registry has to show the certificate that it was given.
+    fn status(&self, method: Method, url: &str, address: SocketAddr, limit: Duration) -> Result<u16, Fault> {
+        if !url.starts_with("https://") {
+            return self.client.status(method, url, limit);
+        }
+        let path = url.splitn(4, '/').nth(3).unwrap_or_default();
+        match &self.certificate {
+            Some(Ok(certificate)) => {
+                pinned::status(address, method.as_str(), &format!("/{path}"), limit, certificate)
+            }
+            Some(Err(why)) => Err(Fault::Broken(why.clone())),
+            None => Err(Fault::Broken("its certificate is not known".to_owned())),
         }
     }
 }
@@ -134,10 +160,9 @@ fn upstream(answer: Result<u16, Fault>, trouble: &mut Option<Instant>) -> Seen {
             return Seen::Settled(format!("{fault}: the upstream is silent or the cache stuck"));
         }
         Err(fault @ Fault::Broken(_)) => fault.to_string(),
-        Ok(status @ (401 | 403)) => format!("{status}: the upstream refuses the credentials"),
-        Ok(429) => "429: the upstream's rate limit".to_owned(),
-        Ok(status @ 500..=599) => {
-            format!("{status}: the upstream is down, refuses the credentials or limits the rate")
+        // Why, is what the upstream itself is asked for.
+        Ok(status @ (401 | 403 | 429 | 500..=599)) => {
+            format!("{status}: the cache gets nothing from its upstream")
         }
         Ok(status) => format!("{status}: no pull-through cache answers like this"),
     };

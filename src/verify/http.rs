@@ -11,17 +11,26 @@ use ureq::unversioned::transport::{NextTimeout, TcpConnector};
 use ureq::{Agent, Error};
 
 /// SHA-256 of nothing that exists.
-const ZERO_DIGEST: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+pub(super) const ZERO_DIGEST: &str =
+    "sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
 /// Our own caches are near: a connection that takes longer is a firewall's silence.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
-pub(super) fn endpoint_url(address: SocketAddr) -> String {
-    format!("http://{address}/v2/")
+pub(super) fn endpoint_url(address: SocketAddr, is_https: bool) -> String {
+    format!("{}://{address}/v2/", scheme(is_https))
 }
 
-pub(super) fn probe_url(address: SocketAddr, repository: &str) -> String {
-    format!("http://{address}/v2/{repository}/blobs/{ZERO_DIGEST}")
+pub(super) fn probe_url(address: SocketAddr, is_https: bool, repository: &str) -> String {
+    format!("{}://{address}{}", scheme(is_https), probe_path(repository))
+}
+
+fn probe_path(repository: &str) -> String {
+    format!("/v2/{repository}/blobs/{ZERO_DIGEST}")
+}
+
+fn scheme(is_https: bool) -> &'static str {
+    if is_https { "https" } else { "http" }
 }
 
 /// The URL as a report shows it.
@@ -59,6 +68,22 @@ pub fn get_status(address: SocketAddr, path: &str, limit: Duration) -> Result<u1
     Client::new().status(Method::Get, &format!("http://{address}{path}"), limit)
 }
 
+/// The status of a blob that cannot exist: a cache has to ask its upstream for it.
+///
+/// # Errors
+/// When there is no answer within `limit`.
+pub fn head_probe(
+    address: SocketAddr,
+    is_https: bool,
+    repository: &str,
+    limit: Duration,
+) -> Result<u16, Fault> {
+    match is_https {
+        true => super::pinned::any_status(address, "HEAD", &probe_path(repository), limit),
+        false => Client::new().status(Method::Head, &probe_url(address, false, repository), limit),
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     agent: Agent,
@@ -68,6 +93,15 @@ pub(super) struct Client {
 pub(super) enum Method {
     Get,
     Head,
+}
+
+impl Method {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+        }
+    }
 }
 
 impl Client {
@@ -141,8 +175,8 @@ mod tests {
     #[test]
     fn urls() {
         let v6: SocketAddr = "[fd00::10]:5010".parse().expect("address");
-        assert_eq!(endpoint_url(v6), "http://[fd00::10]:5010/v2/");
-        let url = probe_url(v6, "library/busybox");
+        assert_eq!(endpoint_url(v6, false), "http://[fd00::10]:5010/v2/");
+        let url = probe_url(v6, false, "library/busybox");
         assert!(url.ends_with(&format!("/v2/library/busybox/blobs/sha256:{}", "0".repeat(64))), "got {url}");
         assert_eq!(abbreviate(&url), "http://[fd00::10]:5010/v2/library/busybox/blobs/sha256:000...");
     }

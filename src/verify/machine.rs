@@ -2,12 +2,13 @@
 
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use ipnetwork::IpNetwork;
 
 use super::{Probe, Seen, Witness, pull};
+use crate::certificate::{self, Certificate, SOON};
 use crate::host::state::{self, CriState, UnitState};
 use crate::root::Root;
 
@@ -17,6 +18,10 @@ pub trait Machine: Sync {
     fn unit_states(&self, units: &[String], deadline: Instant) -> Result<Vec<UnitState>>;
     fn cri(&self, deadline: Instant) -> Result<CriState>;
     fn addresses(&self) -> Result<Vec<(String, IpNetwork)>>;
+    /// The certificate in a file, by its absolute path.
+    fn certificate(&self, path: &str) -> Result<Certificate> {
+        certificate::read(path)
+    }
     /// Pulls an image through containerd and says who served it.
     fn pull(&self, wanted: &pull::Wanted<'_>, deadline: Instant) -> Result<pull::Pulled>;
     /// The caches that are out, or would be, by URL and with the reason.
@@ -213,6 +218,27 @@ pub(super) fn look_at_caches(machine: &dyn Machine, witness: &Witness<'_>) {
         if asked.probe == Probe::Caches {
             witness.tell(check, seen.clone());
         }
+    }
+}
+
+/// Nobody waits for a renewal, but it has to be seen to.
+pub(super) fn look_at_certificate(machine: &dyn Machine, witness: &Witness<'_>) {
+    for (check, asked) in witness.run.checks.iter().enumerate() {
+        let Probe::Certificate { path } = &asked.probe else { continue };
+        let seen = match machine.certificate(path) {
+            Err(error) => Seen::Settled(format!("{error:#}")),
+            Ok(read) => {
+                let until = humantime::format_rfc3339_seconds(read.not_after);
+                match read.not_after.duration_since(SystemTime::now()) {
+                    Ok(left) if left >= SOON => Seen::Good(format!("good until {until}")),
+                    Ok(left) => {
+                        Seen::Warned(format!("good for {} days more: renew it", left.as_secs() / 86_400))
+                    }
+                    Err(_) => Seen::Settled(format!("was good until {until}: renew it")),
+                }
+            }
+        };
+        witness.tell(check, seen);
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Serialize, Serializer};
 
+use super::direct::{Allowance, Cause};
+
 /// How a check ended, from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -53,13 +55,31 @@ impl State {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Row {
     pub subject: String,
-    /// `address`, `unit`, `endpoint`, `upstream`, `timer`, `cri`, `pull` or `caches`.
+    /// `address`, `unit`, `endpoint`, `preflight`, `upstream`, `timer`, `cri`, `pull` or `caches`.
     pub check: &'static str,
     pub state: State,
     pub wanted: String,
     pub got: String,
     /// From the start of the run to the answer; to its end where there was none.
     pub took_ms: u64,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Detail>,
+}
+
+/// What a program may want to know of an upstream's own answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Detail {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    #[serde(flatten)]
+    pub allowance: Allowance,
+}
+
+impl Detail {
+    /// Whether the upstream refuses what the profile says.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.cause == Some(Cause::Credentials)
+    }
 }
 
 impl Row {
@@ -79,6 +99,7 @@ impl Row {
             wanted: wanted.to_owned(),
             got: one_line(got),
             took_ms: millis(took),
+            detail: None,
         }
     }
 }
@@ -222,7 +243,7 @@ struct Table<'a> {
     color: bool,
 }
 
-const COLUMNS: [&str; 7] = ["address", "unit", "endpoint", "upstream", "timer", "cri", PULL];
+const COLUMNS: [&str; 8] = ["address", "unit", "endpoint", "preflight", "upstream", "timer", "cri", PULL];
 /// Its rows say who served what: they are shown when all is well, too.
 const PULL: &str = "pull";
 

@@ -106,11 +106,11 @@ fn prove(probe: Probe, timeout: Duration) -> Row {
 }
 
 fn endpoint(address: SocketAddr) -> Probe {
-    Probe::Endpoint { address }
+    Probe::Endpoint { address, certificate: None }
 }
 
 fn upstream(address: SocketAddr, required: bool) -> Probe {
-    Probe::Upstream { address, repository: Some("library/busybox".to_owned()), required }
+    Probe::Upstream { address, certificate: None, repository: Some("library/busybox".to_owned()), required }
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn upstream_in_trouble_is_a_warning_or_down_as_the_profile_says() {
     let started = Instant::now();
     let row = prove(upstream(server(&[500]).0, false), LONG);
     assert_eq!(row.state, State::Warned);
-    assert_eq!(row.got, "500: the upstream is down, refuses the credentials or limits the rate");
+    assert_eq!(row.got, "500: the cache gets nothing from its upstream");
     assert!(started.elapsed() < LONG, "wanted an end before the deadline");
     assert_eq!(prove(upstream(server(&[500]).0, true), SHORT).state, State::Down);
     assert_eq!(prove(upstream(server(&[0]).0, true), SHORT).state, State::Down);
@@ -215,8 +215,54 @@ fn upstream_behind_a_dead_registry_is_skipped() {
 
 #[test]
 fn upstream_without_a_known_repository_is_skipped() {
-    let row = prove(Probe::Upstream { address: nobody(), repository: None, required: true }, LONG);
+    let row = prove(
+        Probe::Upstream { address: nobody(), certificate: None, repository: None, required: true },
+        LONG,
+    );
     assert_eq!(row.state, State::Skipped);
+}
+
+fn preflight(address: SocketAddr, required: bool) -> Probe {
+    let login =
+        direct::Login { username: "bot".to_owned(), password: zeroize::Zeroizing::new("s3cret".to_owned()) };
+    let remote = format!("http://{address}");
+    let question = direct::Question { remote, repository: None, tag: None, login: Some(login), ca: None };
+    Probe::Preflight { question, required }
+}
+
+#[test]
+fn upstream_itself_in_trouble_is_a_warning_or_down_as_the_profile_says() {
+    let row = prove(preflight(server(&[503]).0, false), LONG);
+    assert_eq!((row.state, row.got.as_str()), (State::Warned, "503: it fails"));
+    assert_eq!(row.detail.and_then(|detail| detail.cause), Some(direct::Cause::ServerError));
+    assert_eq!(prove(preflight(server(&[503]).0, true), LONG).state, State::Down);
+    assert_eq!(prove(preflight(server(&[503, 200]).0, true), LONG).state, State::Ok);
+}
+
+#[test]
+fn refused_credentials_are_down_whatever_the_profile_says() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let says =
+                "HTTP/1.1 401 x\r\nWWW-Authenticate: Basic\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+            let _ = stream.write_all(says.as_bytes());
+        }
+    });
+    let row = prove(preflight(address, false), LONG);
+    assert_eq!((row.state, row.got.as_str()), (State::Down, "401: it refuses the credentials of `bot`"));
+    let json = serde_json::to_value(&row).unwrap();
+    assert_eq!((&json["cause"], &json["check"]), (&"credentials".into(), &"preflight".into()), "got {json}");
+}
+
+#[test]
+fn a_rate_limit_is_not_asked_again() {
+    let (address, requests) = server(&[429]);
+    assert_eq!(prove(preflight(address, false), LONG).state, State::Warned);
+    assert_eq!(requests.load(Ordering::SeqCst), 1);
 }
 
 #[test]

@@ -3,6 +3,9 @@
 //!
 //! First `GET /`: a Distribution registry (2.8 and 3.1) says there that it is alive and its store is well, and keeps no
 //! record of it; `GET /v2/` is two lines in its log each time. Whoever says anything else there is asked `GET /v2/`.
+//!
+//! `https` is asked in the clear. A TLS server says no to that, in whatever words, which is enough to see that somebody
+//! is there who answers; Go's keeps no record of it, as it does of a connection that ends without a word.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -32,7 +35,7 @@ const LONGEST_HEAD: usize = 4096;
 /// One endpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
-    /// `http://HOST:PORT`. Of `https` only the connection is tried.
+    /// `http://HOST:PORT`. Of `https` any answer is good.
     pub url: &'a str,
     /// In use: it is worth to ask again.
     pub patient: bool,
@@ -226,13 +229,16 @@ impl<'a> Work<'a> {
     fn advance(&mut self) {
         match std::mem::replace(&mut self.stage, Stage::Bad) {
             Stage::Connecting(fd) => match self.send(&fd) {
-                Ok(true) => self.stage = Stage::Reading(fd, Vec::new()),
-                Ok(false) => self.stage = Stage::Good,
+                Ok(()) => self.stage = Stage::Reading(fd, Vec::new()),
                 Err(errno) => self.fail(words(errno), Instant::now()),
             },
             Stage::Reading(fd, mut answer) => {
                 let mut buffer = [0; 256];
                 match read(&fd, &mut buffer) {
+                    // A TLS server's no.
+                    Ok(_) | Err(Errno::ECONNRESET | Errno::EPIPE) if self.is_https() => {
+                        self.stage = Stage::Good
+                    }
                     Ok(0) if !self.in_full => self.ask_in_full(),
                     Ok(0) => self.fail("connection closed without an answer".to_owned(), Instant::now()),
                     Ok(count) => {
@@ -253,14 +259,15 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Sends the question; false where the connection is all that can be tried.
-    fn send(&self, fd: &OwnedFd) -> nix::Result<bool> {
+    fn is_https(&self) -> bool {
+        self.url.starts_with("https:")
+    }
+
+    /// Sends the question.
+    fn send(&self, fd: &OwnedFd) -> nix::Result<()> {
         match getsockopt(fd, sockopt::SocketError)? {
             0 => {}
             errno => return Err(Errno::from_raw(errno)),
-        }
-        if self.url.starts_with("https:") {
-            return Ok(false);
         }
         let request = format!(
             "{} HTTP/1.1\r\nHost: {}\r\nUser-Agent: larder-watch/{}\r\nConnection: close\r\n\r\n",
@@ -268,7 +275,7 @@ impl<'a> Work<'a> {
             self.authority,
             env!("CARGO_PKG_VERSION")
         );
-        write(fd, request.as_bytes()).map(|_| true)
+        write(fd, request.as_bytes()).map(drop)
     }
 }
 
@@ -446,6 +453,23 @@ mod tests {
         );
         assert_eq!(asked(bad, ok), (true, both.to_vec()), "a registry of another make");
         assert_eq!(asked("", ok), (true, both.to_vec()), "one that hangs up at /");
+    }
+
+    #[test]
+    fn of_https_any_answer_is_good_and_silence_is_not() {
+        let https = |url: String| url.replace("http:", "https:");
+        let urls = [
+            https(endpoint(Some("HTTP/1.0 400 Bad Request\r\n\r\n"))),
+            https(endpoint(Some("\u{15}\u{3}\u{1}\0\u{2}\u{2}F"))),
+            https(endpoint(Some(""))),
+            https(endpoint(None)),
+            https(refused()),
+        ];
+        let questions: Vec<_> = urls.iter().map(|url| Question { url, patient: false }).collect();
+        let answers = ask(&questions);
+        let said: Vec<_> =
+            urls.iter().map(|url| answers[url].as_ref().map_or_else(String::as_str, |()| "good")).collect();
+        assert_eq!(said, ["good", "good", "good", "no answer within 1 s", "connection refused"]);
     }
 
     #[test]

@@ -122,7 +122,12 @@ impl Machine {
     }
 
     pub fn program(&self, path: &str, package: &str) {
-        self.write(path, go_program(package));
+        let (package, drivers) = package.split_once('+').unwrap_or((package, ""));
+        let mut bytes = go_program(package);
+        for driver in drivers.split('+').filter(|driver| !driver.is_empty()) {
+            bytes.extend(format!("registry/storage/driver/{driver}.").into_bytes());
+        }
+        self.write(path, bytes);
         fs::set_permissions(self.path(path), fs::Permissions::from_mode(0o755)).unwrap();
     }
 

@@ -1,7 +1,7 @@
 //! What is reached over the network: registries, caches, repositories, names.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{Text, at_most, only, wanted};
 
@@ -32,9 +32,16 @@ impl fmt::Display for Repository {
     }
 }
 
-/// A cache as clients reach it: an address or a DNS name.
+/// A cache as clients reach it: `http` unless it is written as `https://…`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum CacheHost {
+pub struct CacheHost {
+    pub name: CacheName,
+    pub is_https: bool,
+}
+
+/// An address or a DNS name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum CacheName {
     Address(IpAddr),
     Name(DomainName),
 }
@@ -223,6 +230,12 @@ impl Repository {
         &self.path
     }
 
+    /// The tag, where one is written.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
     /// `library/busybox:latest`, where a tag is written.
     #[must_use]
     pub fn image(&self) -> Option<String> {
@@ -276,16 +289,32 @@ impl Text for DomainName {
 }
 
 impl Text for CacheHost {
-    const DESCRIPTION: &'static str = "A cache as clients reach it: an address or a DNS name";
-    const PATTERN: &'static str = "^([A-Za-z0-9.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*)$";
-    const EXAMPLES: &'static [&'static str] = &["10.0.20.10", "cache.lab.internal"];
+    const DESCRIPTION: &'static str =
+        "A cache as clients reach it: an address or a DNS name, after https:// where it serves that";
+    const PATTERN: &'static str =
+        "^((https://)?[A-Za-z0-9.-]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*|https://\\[[0-9A-Fa-f:.]+\\])$";
+    const EXAMPLES: &'static [&'static str] =
+        &["10.0.20.10", "cache.lab.internal", "https://cache.lab.internal"];
 
     fn parse(text: &str) -> Result<Self, String> {
-        if let Ok(address) = text.parse() {
-            return Ok(Self::Address(address));
+        let (text, is_https) = match text.strip_prefix("https://") {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
+        let in_brackets = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).filter(|_| is_https);
+        let address = match in_brackets {
+            Some(v6) => v6.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+            None => text.parse().ok().filter(|address: &IpAddr| !is_https || address.is_ipv4()),
+        };
+        if let Some(address) = address {
+            return Ok(Self { name: CacheName::Address(address), is_https });
         }
         let check = if text.contains("://") {
-            Err("got a URL: the port is the upstream's".to_owned())
+            Err("got a URL: the name alone, or `https://` before it".to_owned())
+        } else if text.contains('/') {
+            Err("got a path: the name alone, or `https://` before it".to_owned())
+        } else if is_https && text.parse::<Ipv6Addr>().is_ok() {
+            Err(format!("got no brackets: `https://[{text}]`"))
         } else if text.matches(':').count() == 1 {
             Err("got a port: each upstream has its own".to_owned())
         } else if text.contains(':') {
@@ -294,7 +323,7 @@ impl Text for CacheHost {
             domain(text)
         };
         wanted("an address or a DNS name such as `cache.lab.internal`", check)?;
-        DomainName::parse(text).map(Self::Name)
+        DomainName::parse(text).map(|name| Self { name: CacheName::Name(name), is_https })
     }
 }
 
@@ -304,10 +333,30 @@ impl CacheHost {
     pub fn parse(text: &str) -> Result<Self, String> {
         <Self as Text>::parse(text)
     }
+
+    /// Where it serves what is behind a port.
+    #[must_use]
+    pub fn url(&self, port: u16) -> String {
+        let scheme = if self.is_https { "https" } else { "http" };
+        match &self.name {
+            CacheName::Address(ip) => format!("{scheme}://{}", SocketAddr::new(*ip, port)),
+            CacheName::Name(name) => format!("{scheme}://{name}:{port}"),
+        }
+    }
 }
 
 /// As written in a profile: an IPv6 address has no brackets.
 impl fmt::Display for CacheHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.name, self.is_https) {
+            (CacheName::Address(address @ IpAddr::V6(_)), true) => write!(f, "https://[{address}]"),
+            (name, true) => write!(f, "https://{name}"),
+            (name, false) => name.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for CacheName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => address.fmt(f),

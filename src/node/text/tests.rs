@@ -125,10 +125,13 @@ fn names_and_caches() {
     hold::<DomainName>(&["lab.internal", "a"], &[("10.0.0.1", "got an address"), ("a..b", "empty label")]);
     assert_eq!(DomainName::parse("Lab.Internal").unwrap().as_str(), "lab.internal");
     hold::<CacheHost>(
-        &["10.0.20.10", "fd00::1", "cache.lab.internal", "cache"],
+        &["10.0.20.10", "fd00::1", "cache.lab.internal", "cache", "https://cache.lab", "https://[fd00::1]"],
         &[
             ("http://10.0.20.10:5000", "got a URL"),
             ("10.0.20.10:5000", "got a port"),
+            ("https://10.0.20.10:5000", "got a port"),
+            ("https://10.0.20.10/v2", "got a path"),
+            ("https://fd00::1", "got no brackets"),
             ("10.0.20", "neither a name nor an IPv4"),
             ("fd00::1::2", "no valid IPv6"),
         ],

@@ -1,5 +1,11 @@
 //! Certificates that are trusted: a file, or the PEM text itself.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
 use super::{AbsolutePath, Text, wanted};
 
 /// Whom to trust for one endpoint.
@@ -64,6 +70,48 @@ fn pem(text: &str) -> Result<String, String> {
         None => Ok(out),
         Some(_) => Err("got a certificate without its end".to_owned()),
     }
+}
+
+/// The certificates in a PEM file, whatever else people write into one.
+///
+/// # Errors
+/// What is wrong with it, as the end of a sentence.
+pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    if pem.len() > LARGEST {
+        return Err(format!("has {} bytes of at most {LARGEST}", pem.len()));
+    }
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let found = found.map_err(|error| format!("is no PEM: {error}"))?;
+    if found.is_empty() {
+        return Err("holds no certificate".to_owned());
+    }
+    let usable =
+        |certificate: &CertificateDer<'static>| RootCertStore::empty().add(certificate.clone()).is_ok();
+    if found.iter().all(usable) {
+        Ok(found)
+    } else {
+        Err("holds a certificate that cannot be read".to_owned())
+    }
+}
+
+/// Certificates and nothing else, for programs that take whatever is in a file.
+#[must_use]
+pub fn to_pem(certificates: &[CertificateDer]) -> String {
+    let mut out = String::new();
+    for certificate in certificates {
+        out.push_str(BEGIN);
+        let base64 = STANDARD.encode(certificate);
+        for (index, c) in base64.chars().enumerate() {
+            if index % 64 == 0 {
+                out.push('\n');
+            }
+            out.push(c);
+        }
+        out.push('\n');
+        out.push_str(END);
+        out.push('\n');
+    }
+    out
 }
 
 /// Base64 of a DER sequence, whose first byte is 0x30.

@@ -31,6 +31,10 @@ text_type!(
     Image
 );
 text_type!(
+    /// A bucket, a region, an account of an object store.
+    StoreName
+);
+text_type!(
     /// A registry host, or `_default` for all that are not named.
     MirrorHost
 );
@@ -130,6 +134,25 @@ impl Text for Image {
             }
         });
         wanted("an image such as \"registry:3\"", check)?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Text for StoreName {
+    const DESCRIPTION: &'static str = "A name in an object store: letters, digits and ._:/-";
+    const PATTERN: &'static str = "^[A-Za-z0-9][A-Za-z0-9._:/-]*$";
+    const EXAMPLES: &'static [&'static str] = &["registry-cache"];
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._:/-".contains(c);
+        let check = name(text, 222, allowed).and_then(|()| {
+            if text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+                Ok(())
+            } else {
+                Err(format!("got `{text}`"))
+            }
+        });
+        wanted("a name such as `registry-cache`", check)?;
         Ok(Self(text.to_owned()))
     }
 }

@@ -2,7 +2,6 @@
 //! is out for the moment is an argument, so that a watchdog renders the very files that `apply` does.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -14,8 +13,8 @@ use zeroize::Zeroizing;
 use crate::containerd::Version;
 use crate::containerd::hosts::{Capability, Endpoint, Hosts};
 use crate::facts::Containerd as Installed;
-use crate::node::{CacheHost, Containerd, Mirror, MirrorHost, Node, Order, Trust, Upstream, remote_of};
-use crate::plan::local_address;
+use crate::node::{Containerd, Mirror, MirrorHost, Node, Order, Trust, Upstream, remote_of};
+use crate::plan::local_url;
 
 /// A cache is near: one that has not answered by then does not. containerd's own 30 s count for each of the
 /// three requests of a pull.
@@ -110,21 +109,23 @@ pub(super) fn caches(
     installed: &Installed,
 ) -> Vec<Endpoint> {
     let port = upstream.port.get();
+    let own = node.cache.as_ref().map(|cache| local_url(cache, upstream));
     let mut urls: Vec<String> = if client.caches.is_empty() {
-        node.cache.iter().map(|cache| format!("http://{}", local_address(cache, upstream))).collect()
+        own.iter().cloned().collect()
     } else {
-        let url = |cache: &CacheHost| match cache {
-            CacheHost::Address(ip) => format!("http://{}", SocketAddr::new(*ip, port)),
-            CacheHost::Name(name) => format!("http://{name}:{port}"),
-        };
-        client.caches.iter().map(url).collect()
+        client.caches.iter().map(|cache| cache.url(port)).collect()
     };
     if let (Order::Spread, Some(id)) = (client.order, &installed.machine_id) {
         // Each node's own order, and the same after a cache has joined or left: rendezvous hashing.
         urls.sort_by_cached_key(|url| Sha256::digest(format!("{id}\n{}\n{url}", upstream.host)));
     }
     let dial_timeout = installed.version().has_transfer_service().then_some(CACHE_DIAL);
-    urls.into_iter().map(|url| Endpoint { dial_timeout, ..Endpoint::mirror(url) }).collect()
+    let certificate = node.cache.as_ref().and_then(|cache| cache.tls.as_ref()).map(|tls| &tls.certificate);
+    // Its own certificate is one that this node can trust, whoever signed it.
+    let ca = |url: &String| {
+        certificate.filter(|_| own.as_ref() == Some(url)).map(ToString::to_string).into_iter().collect()
+    };
+    urls.into_iter().map(|url| Endpoint { dial_timeout, ca: ca(&url), ..Endpoint::mirror(url) }).collect()
 }
 
 /// The mirrors of `host`. A folder of its own hides `_default`'s: those are its mirrors, where it has nothing

@@ -1,0 +1,1 @@
+{"username":"pull-bot","password":"it's a \"secret\" #1"}

@@ -1,0 +1,1 @@
+{"username":"pull-bot","password":"secret1"}

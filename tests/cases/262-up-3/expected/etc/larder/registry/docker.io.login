@@ -1,0 +1,1 @@
+{"username":"bot","password":"it's a #secret"}
