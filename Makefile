@@ -35,7 +35,10 @@ build: deps
 	cargo build --locked --quiet --release --target $(TARGET)
 
 images: deps
-	@$(ROOT) sh -c 'for suite in bookworm trixie forky; do tests/e2e/image $$suite & done; wait'
+	@$(ROOT) sh -ec 'for suite in bookworm trixie forky; do tests/e2e/image $$suite & done; wait; \
+	  for suite in bookworm trixie; do \
+	    for flavour in networkd netplan networkmanager ifupdown; do tests/e2e/flavour $$suite $$flavour; done & done; \
+	  tests/e2e/flavour forky networkd; wait'
 
 demo: build
 	$(ROOT) tests/e2e/demo --larder $(LARDER)
@@ -47,7 +50,9 @@ bench: build
 # Whole: also with the containerd that `test` leaves out for its time.
 soak: export LARDER_CONTAINERDS = 2.3 2.4
 soak: build
-	$(ROOT) tests/e2e/run --larder $(LARDER) soak explain versions options migrate
+	$(ROOT) tests/e2e/run --larder $(LARDER) soak fifty explain versions options migrate
+	tests/e2e/workload.py $(LARDER) --registry $${REGISTRY_2:-docker-registry}
+	tests/e2e/workload.py $(LARDER) --registry $${REGISTRY_3:-registry}
 
 deps:
 	@tests/deps

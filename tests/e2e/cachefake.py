@@ -12,7 +12,7 @@ Commands are objects; `door` is ADDRESS:PORT.
 
     pass                  on to the target, or 404 where there is none (and 200 for /v2/)
     refuse                nothing listens, and open connections are reset
-    status CODE           that, to every request
+    status CODE [NAME VALUE]...    that, to every request, with these headers
     hang                  take the request, never answer
     mute                  accept, and do nothing: no TLS handshake, no request is read
     stall                 pass, but fall silent after half of a blob's body
@@ -184,7 +184,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.record(0)
             silence()
         elif word == "status":
-            self.answer(int(argument[0]))
+            self.answer(int(argument[0]), headers=zip(argument[1::2], argument[2::2]))
         elif self.admitted():
             self.forward(word, *argument)
 
@@ -249,14 +249,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 time.sleep(len(data) / int(argument))
         onward.close()
 
-    def answer(self, status, challenge=None, body=None):
+    def answer(self, status, challenge=None, body=None, headers=()):
         self.record(status)
         if body is None:
-            body = json.dumps({"errors": [{"code": "FAKE", "message": f"{status} on demand"}]})
+            code = "NAME_UNKNOWN" if status == 404 and self.server.behaviour[0] == "status" else "FAKE"
+            body = json.dumps({"errors": [{"code": code, "message": f"{status} on demand"}]})
         data = body.encode()
         self.send_response(status)
         if challenge:
             self.send_header("WWW-Authenticate", challenge)
+        for name, value in headers:
+            self.send_header(name, value)
         self.send_header("Docker-Distribution-Api-Version", "registry/2.0")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

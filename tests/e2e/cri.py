@@ -54,6 +54,7 @@ def churn(cri, stop, images):
                 cri.remove(image)
             except grpc.RpcError as error:
                 failures.append(f"{image}: {error.details()}")
+                time.sleep(0.2)  # as a kubelet does, which does not ask again at once either
             slowest = max(slowest, time.monotonic() - start)
             if os.path.exists(stop):
                 break

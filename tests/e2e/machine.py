@@ -1,5 +1,6 @@
 """A lab, its machines, and what a scenario asks of them."""
 
+import contextlib
 import glob
 import json
 import os
@@ -47,9 +48,10 @@ def run(command, stdin=None, env=None, timeout=180):
     return Result(done.returncode, done.stdout, time.monotonic() - start)
 
 
-def image(suite):
-    """The directory of the suite's image; the first call of all may build it."""
-    done = subprocess.run([os.path.join(HERE, "image"), suite], stdout=subprocess.PIPE, text=True, check=True)
+def image(suite, flavour=None):
+    """The directory of the suite's image, or of one of its flavours; the first call of all may build it."""
+    command = [os.path.join(HERE, "flavour"), suite, flavour] if flavour else [os.path.join(HERE, "image"), suite]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -99,10 +101,10 @@ class Lab:
 
     count = 0
 
-    def __init__(self, larder, suite="bookworm"):
+    def __init__(self, larder, suite="bookworm", flavour=None):
         Lab.count += 1
         name = f"{PREFIX}{os.getpid()}-{Lab.count}"
-        self.larder, self.image = larder, image(suite)
+        self.larder, self.image = larder, image(suite, flavour)
         self.directory = tempfile.mkdtemp(prefix=name + "-", dir=real_directory())
         self.command = [os.path.join(HERE, "lab")]
         self.env = {**os.environ, "LAB_DIR": self.directory, "LAB_NET": name, "LAB_OWNER": str(os.getpid())}
@@ -172,6 +174,8 @@ class Machine:
         self.files = {}
         # Huge pages are the host's; systemd 262 counts a mount that the host refuses as failed.
         self.commands = ["update-ca-certificates >/dev/null 2>&1", "systemctl -q mask dev-hugepages.mount"]
+        # cloud-init makes these, where it runs.
+        self.commands.append("[ ! -e /usr/bin/ssh-keygen ] || ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key")
         # What every machine of the lab has: the tool, the tests' CRI client, trust in the upstreams.
         self.put("/usr/local/bin/larder", source=lab.larder, mode=0o755)
         self.put("/usr/local/bin/cri", source=os.path.join(HERE, "cri.py"), mode=0o755)
@@ -194,8 +198,9 @@ class Machine:
         """The main job: cloud-init brings the profile and runs `larder apply` once."""
         self.seed(user_data(profile))
 
-    def boot(self, settled=True):
-        """Boot, with what was put since the last boot; True when it settled in time."""
+    @contextlib.contextmanager
+    def _tree(self):
+        """What was put, as a tree of its own."""
         with tempfile.TemporaryDirectory(dir=self.lab.directory) as tree:
             for path, (text, source, mode) in self.files.items():
                 target = tree + path
@@ -207,11 +212,22 @@ class Machine:
                         file.write(text)
                 os.chmod(target, mode)
             os.chmod(tree, 0o755)
+            yield tree
+        self.files, self.commands = {}, []
+
+    def lay(self):
+        """What was put, over the tree of a machine that does not run."""
+        script = 'cp -a "$1/." "$ROOT/"; shift; for c; do chroot "$ROOT" /bin/sh -ec "$c"; done'
+        with self._tree() as tree:
+            self.lab("mounted", self.name, self.lab.image, "sh", "-ec", script, "_", tree, *self.commands)
+
+    def boot(self, settled=True):
+        """Boot, with what was put since the last boot; True when it settled in time."""
+        with self._tree() as tree:
             arguments = ["boot", self.name, self.lab.image, "--tree", tree]
             for command in self.commands:
                 arguments += ["--chroot", command]
             self.lab(*arguments, *([] if settled else ["--unsettled"]))
-        self.files, self.commands = {}, []
 
     # ---- while it runs
     def sh(self, command, stdin=None, timeout=180):

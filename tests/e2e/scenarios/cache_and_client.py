@@ -35,6 +35,7 @@ def run(t):
     t.check("Debian's own registry", node.out("systemctl is-enabled docker-registry"), "masked")
     collects_an_empty_store(t, node)
     pulls_through_the_cache(t, lab, node)
+    heals_what_is_broken(t, node)
     falls_back(t, lab, node)
     timers_differ(t, node)
     is_sandboxed(t, node)
@@ -53,6 +54,27 @@ def collects_an_empty_store(t, node):
     t.check("garbage collection of an empty store", node.sh("systemctl start larder-gc@quay.io"), exits(0))
     t.check("the same by hand", node.larder("gc", "quay.io"), exits(0))
     t.check("what root left in the store", node.out("find /var/lib/larder/quay.io ! -user larder"), "")
+
+
+def heals_what_is_broken(t, node):
+    """A scrub in its sandbox finds a blob that the disk has changed; the next pull has it again."""
+    store = "/var/lib/larder/docker.io"
+    blob = node.out(f"ls -S $(find {store} -path '*/blobs/*' -name data) | head -1").strip()
+    node.sh(f"printf broken | dd of={blob} conv=notrunc")
+    t.check("scrub of a store with a broken blob", node.sh("systemctl start larder-scrub@docker.io"), exits(0))
+    t.check("the broken blob after it", node.sh(f"test -e {blob}"), exits(1))
+    said = node.out("journalctl --unit larder-scrub@docker.io --output cat")
+    t.check("what the scrub says", said, has("has another digest, removed", "1 broken, 1 removed"))
+    node.forget()
+    t.check("pull of what was broken", node.pull(reference("docker.io")), pulled)
+    t.check("the blob after it", node.sh(f"for i in $(seq 50); do test -e {blob} && exit; sleep 0.1; done; exit 1"), exits(0))
+    t.check("scrub of all stores by hand", node.larder("scrub", "--rate", "none"), exits(0))
+    image = reference("docker.io")
+    t.check("refresh of a cached image", node.larder("refresh", image).out, has(f"dropped {image}"))
+    t.check("refresh of what is not cached here", node.larder("refresh", "registry.invalid/x"), exits(2))
+    t.check("what root left in the store", node.out(f"find {store} ! -user larder"), "")
+    node.forget()
+    t.check("pull of what was refreshed", node.pull(image), pulled)
 
 
 def falls_back(t, lab, node):
@@ -77,7 +99,7 @@ def is_sandboxed(t, node):
 
 def units_are_well_formed(t, node):
     names = " ".join(f"larder-{unit}" for unit in (
-        "registry@ghcr.io.service", "gc@ghcr.io.service", "gc@ghcr.io.timer", "restart@ghcr.io.service", "watch.timer",
+        "registry@ghcr.io.service", "gc@ghcr.io.service", "gc@ghcr.io.timer", "scrub@ghcr.io.service", "scrub@ghcr.io.timer", "restart@ghcr.io.service", "watch.timer",
         "restart@ghcr.io.timer"))
     verified = node.sh(f"systemd-analyze verify --man=no larder.service {names}")
     t.check("systemd-analyze verify of all units: exit code", verified, exits(0))
@@ -87,15 +109,15 @@ def units_are_well_formed(t, node):
 def says_what_it_proved(t, node):
     """The same report as a table, as JSON, in the status file, in the journal and while it waits."""
     report = json.loads(node.out("larder verify --output json"))
-    t.check("checks of the report", (report["down"], report["warned"], report["skipped"], len(report["rows"])), (0, 0, 0, 29))
+    t.check("checks of the report", (report["down"], report["warned"], report["skipped"], len(report["rows"])), (0, 0, 0, 40))
     status = json.loads(node.out("cat /run/larder/status.json"))
     t.check("status file", status["rows"] and status["ok"], report["ok"])
     fields = node.out("journalctl -b -o json LARDER_CHECK=upstream LARDER_SUBJECT=ghcr.io | tail -n1")
     t.check("journal fields", json.loads(fields or "{}").get("LARDER_STATE"), "ok")
     terminal = node.out("script -qec 'larder verify' /dev/null")
-    t.check("progress on a terminal", terminal, has("proving 29/29", "29 checks in"))
+    t.check("progress on a terminal", terminal, has("proving 40/40", "40 checks in"))
     bare = node.out("unshare -m sh -c 'mount -t tmpfs none /run/systemd/journal && larder verify 2>&1 >/dev/null'")
-    t.check("standard error where there is no journal", bare, has("29 checks in"))
+    t.check("standard error where there is no journal", bare, has("40 checks in"))
 
 
 def loses_no_pull(t, lab, node):
@@ -112,8 +134,9 @@ def loses_no_pull(t, lab, node):
         node.sh("rm -rf /run/stop /var/lib/larder/quay.io/docker/registry/v2/repositories/*")
         load = node.start("cri churn /run/stop " + " ".join(images))
         node.wait("test $(ctr -n k8s.io content ls -q | wc -l) -gt 0", 20)
-        unit = f"larder-{kind}@quay.io.service"
-        t.check(f"{unit} under load", node.sh(f"systemctl start {unit}"), exits(0))
+        # The restart timer's own step would leave a registry alone that is small and well.
+        verb = {"gc": "start larder-gc@quay.io.service", "restart": "--no-block restart larder-registry@quay.io.service"}[kind]
+        t.check(f"{kind} under load", node.sh(f"systemctl {verb}"), exits(0))
         if kind == "restart":
             again = node.wait(
                 f"test $(systemctl show -P MainPID larder-registry@quay.io) != {pid} && "

@@ -75,7 +75,7 @@ def by_containerd(requests):
 
 
 def timers_differ(t, node, upstreams=UPSTREAMS):
-    for kind in ("gc", "restart"):
+    for kind in ("gc", "scrub", "restart"):
         names = [f"larder-{kind}@{u}.timer" for u in upstreams]
         listed = node.out("systemctl list-timers --all --no-pager " + " ".join(names))
         t.check(f"{kind} timers listed", listed, has(*names))
@@ -87,7 +87,7 @@ def units(node):
     """What a restart, a reload or a crash of any unit of interest would change."""
     names = node.out(
         "systemctl list-units --all --plain --no-legend 'larder*' containerd.service docker-registry.service"
-        " systemd-networkd.service | awk '{print $1}' | grep -vx larder-watch.service"  # it runs by itself
+        " systemd-networkd.service | awk '{print $1}' | grep -vxE 'larder-(watch|tend|metrics).service'"  # they run by themselves
     ).split()
     return {
         name: node.show(name, "ActiveState", "ActiveEnterTimestampMonotonic", "NRestarts", "MainPID", "InvocationID")

@@ -14,7 +14,7 @@ SECONDS = LENGTH + 180
 UPSTREAM = "quay.io"
 ACTIONS = {
     "collection": f"systemctl start larder-gc@{UPSTREAM}.service",
-    "restart": f"systemctl start larder-restart@{UPSTREAM}.service",
+    "restart": f"systemctl restart larder-registry@{UPSTREAM}.service",
     "crash": f"systemctl kill -s KILL larder-registry@{UPSTREAM}.service",
     "apply": "larder apply >/dev/null",
     # Out of the registry's sight first: it writes below while they are deleted.
