@@ -11,7 +11,7 @@ systemd-sysusers --root="$root" --inline "u larder - \"Larder's registries\" /va
 owner=$(awk -F: '$1 == "larder" { print $3 ":" $4 }' "$root/etc/passwd")
 
 mkdir -p "$root"/etc/{larder/registry,containerd/certs.d,systemd/network,cloud/cloud.cfg.d} \
-    "$units"/{multi-user,timers}.target.wants "$root/var/lib/larder/gc"
+    "$units"/{multi-user,timers,sysinit}.target.wants "$root/var/lib/larder/gc"
 
 cat >"$root/etc/systemd/network/05-larder-eth0.network" <<'END'
 [Match]
@@ -36,9 +36,15 @@ if ! grep -q config_path "$root/etc/containerd/config.toml"; then
 END
 fi
 
-install -m 0644 "$here"/../../units/* "$units"
+for unit in "$here"/../../units/*; do
+    # What https, an allow-list, Prometheus and Distribution 3 would take.
+    case ${unit##*/} in larder-access.* | larder-metrics.* | larder-tls.* | *.socket) continue ;; esac
+    install -m 0644 "$unit" "$units"
+done
 ln -sfn /etc/systemd/system/larder.service "$units/multi-user.target.wants/larder.service"
 ln -sfn /etc/systemd/system/larder-watch.timer "$units/timers.target.wants/larder-watch.timer"
+ln -sfn /etc/systemd/system/larder-tend.timer "$units/timers.target.wants/larder-tend.timer"
+ln -sfn /etc/systemd/system/larder-network.service "$units/sysinit.target.wants/larder-network.service"
 ln -sfn /dev/null "$units/docker-registry.service"
 
 while read -r host port remote minute night; do
@@ -54,6 +60,8 @@ storage:
   delete:
     enabled: true
   maintenance:
+    readonly:
+      enabled: true
     uploadpurging:
       enabled: true
       age: 24h
@@ -66,7 +74,7 @@ proxy:
   remoteurl: "$remote"
 END
     mkdir -p "$root/var/lib/larder/$host" "$root/etc/containerd/certs.d/$host" \
-        "$units"/larder-{gc,restart}@"$host".timer.d
+        "$units"/larder-{gc,scrub,restart}@"$host".timer.d
     cat >"$root/etc/containerd/certs.d/$host/hosts.toml" <<END
 server = "$remote"
 
@@ -79,6 +87,12 @@ OnCalendar=
 OnCalendar=Sun *-*-* $night
 RandomizedDelaySec=600
 END
+    cat >"$units/larder-scrub@$host.timer.d/50-larder.conf" <<END
+[Timer]
+OnCalendar=
+OnCalendar=*-*-01 $night
+RandomizedDelaySec=600
+END
     cat >"$units/larder-restart@$host.timer.d/50-larder.conf" <<END
 [Timer]
 OnCalendar=
@@ -88,6 +102,7 @@ END
     ln -sfn /etc/systemd/system/larder-registry@.service \
         "$units/multi-user.target.wants/larder-registry@$host.service"
     ln -sfn /etc/systemd/system/larder-gc@.timer "$units/timers.target.wants/larder-gc@$host.timer"
+    ln -sfn /etc/systemd/system/larder-scrub@.timer "$units/timers.target.wants/larder-scrub@$host.timer"
     ln -sfn /etc/systemd/system/larder-restart@.timer "$units/timers.target.wants/larder-restart@$host.timer"
 done <<'END'
 docker.io 5000 https://registry-1.docker.io 05 01:00:00

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 # Larder's own bookkeeping: the manifest and what it set aside, and what its watchdog has to know.
-ONLY_LARDERS = ("var/lib/larder/state", "etc/larder/watch.json")
+ONLY_LARDERS = ("var/lib/larder/state", "etc/larder/caches.json", "etc/larder/watch.json")
 # Tools leave these behind, or write the day's date into them.
 NOT_COMPARED = ("etc/.pwd.lock", "etc/passwd-", "etc/group-", "etc/shadow", "etc/shadow-", "etc/gshadow", "etc/gshadow-")
 # Larder computes the instants, others write them down: distinct ones are as good as others.
