@@ -3,7 +3,7 @@
 from machine import changed
 from report import exits, has, lacks
 
-SECONDS = 420  # one machine after the other; containerd is given its time to come back
+SECONDS = 600  # one machine after the other; containerd is given its time to come back
 
 PROFILE = "version: 1\nupstreams:\n  docker.io: { port: 5000 }\ncontainerd: { caches: [10.0.20.12] }\n"
 
