@@ -5,10 +5,6 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::{Gid, Uid, geteuid, getuid, setegid, seteuid, setgid, setgroups, setuid};
 use tracing::warn;
 
-mod engine;
-mod gc;
-pub use gc::gc;
-
 use crate::caches::Caches;
 use crate::diff::registry_ids;
 use crate::facts::{self, Container, Registry, image};
@@ -16,28 +12,23 @@ use crate::host::container::{fetch, inspect, remove};
 use crate::node::{AbsolutePath, ContainerRuntime, Engine, ImageSource, UpstreamHost};
 use crate::plan::REGISTRY_FOLDER;
 use crate::root::{Owner, Root};
-use crate::store::own_access;
+use crate::store::{Layout, own_access};
 use crate::template::RegistryConfig;
 
-mod objects;
-pub use objects::{Environment, environments};
-mod ready;
-pub mod run;
 mod child;
 mod credentials;
+mod engine;
+mod gc;
+mod objects;
+mod ready;
 mod restart;
+pub mod run;
 mod upstream;
 pub use credentials::get;
+pub use gc::gc;
+pub use objects::{Environment, environments};
 pub use ready::ready;
 pub use restart::restart;
-
-/// Below the store's root folder: what Larder keeps of it.
-pub const OWN_FOLDER: &str = ".larder";
-/// Below the store's root folder (distribution's storage layout, `registry/storage/paths.go`).
-const REPOSITORIES: &str = "docker/registry/v2/repositories";
-const BLOBS: &str = "docker/registry/v2/blobs";
-/// The proxy's own list of what expires when.
-const SCHEDULER: &str = "scheduler-state.json";
 
 fn config(root: &Root, host: &UpstreamHost) -> Result<RegistryConfig> {
     let path = config_path(host);
@@ -90,7 +81,7 @@ pub fn prepare(host: &UpstreamHost, engine: Option<&Engine>, archive: Option<&Ab
         clear(host, container.runtime)?;
     }
     match store(&config) {
-        Some(store) => as_registry_user(&root, || prepare_store(&root, store)),
+        Some(layout) => as_registry_user(&root, || prepare_store(&root, &layout)),
         // An object store has no folders to be made, and writes the list of what expires whole.
         None => Ok(()),
     }
@@ -125,15 +116,15 @@ pub fn clear(host: &UpstreamHost, runtime: ContainerRuntime) -> Result<()> {
 }
 
 /// `None`: the data is in an object store, which the engine alone looks into.
-fn store(config: &RegistryConfig) -> Option<&str> {
-    config.storage.folder().map(|folder| folder.trim_start_matches('/'))
+fn store(config: &RegistryConfig) -> Option<Layout> {
+    config.storage.folder().map(Layout::new)
 }
 
-fn prepare_store(root: &Root, store: &str) -> Result<()> {
-    for folder in [REPOSITORIES, BLOBS, OWN_FOLDER] {
-        root.make_directories(&format!("{store}/{folder}"), own_access(0o750))?;
+fn prepare_store(root: &Root, layout: &Layout) -> Result<()> {
+    for folder in [layout.repositories(), layout.blobs(), layout.own()] {
+        root.make_directories(&folder, own_access(0o750))?;
     }
-    let state = format!("{store}/{SCHEDULER}");
+    let state = layout.scheduler();
     if let Some(bytes) = root.read(&state)?
         && serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_err()
     {

@@ -265,8 +265,9 @@ impl Root {
     ///
     /// # Errors
     /// When the folder is missing, and on anything that is no such file.
-    pub fn append(&self, folder: &str, name: &str, mode: u32) -> Result<File> {
-        let context = || format!("write {}", self.show(&format!("{folder}/{name}")));
+    pub fn append(&self, path: &str, mode: u32) -> Result<File> {
+        let context = || format!("write {}", self.show(path));
+        let (folder, name) = path.rsplit_once('/').with_context(context)?;
         let (parent, last) = self.parent_for_writing(folder)?;
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let folder = openat(&parent, last, flags, Mode::empty()).with_context(context)?;

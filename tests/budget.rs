@@ -25,6 +25,9 @@ use larder::store::size::SizeFile;
 use larder::store::tend::{Round, Tender};
 use larder::store::{Digest, Layout, lock};
 
+#[path = "support/registry.rs"]
+mod real;
+use real::registry;
 #[path = "support/store.rs"]
 mod store;
 use store::{Store, du};
@@ -310,15 +313,6 @@ fn tending_without_a_configuration_ends_at_once() {
     assert!(matches!(Tender::default().round(&root).unwrap(), Round::Idle));
 }
 
-/// The registry of a major version: `REGISTRY_2` or `REGISTRY_3`, else by its usual name.
-fn registry(major: u32) -> Option<PathBuf> {
-    let name = if major == 2 { "docker-registry" } else { "registry" };
-    let path = std::env::var("PATH").unwrap_or_default();
-    std::env::var_os(format!("REGISTRY_{major}"))
-        .map(PathBuf::from)
-        .or_else(|| path.split(':').map(|folder| Path::new(folder).join(name)).find(|path| path.is_file()))
-}
-
 /// A registry that serves a store without an upstream, and ends with the test.
 struct Offline {
     child: Child,
@@ -418,12 +412,7 @@ fn child_that_is_killed() {
 }
 
 fn killed_at_every_step(major: u32) {
-    let Some(binary) = registry(major) else {
-        use std::io::Write;
-        let text = format!("NOT RUN: no Distribution {major}.x here; set REGISTRY_{major}\n");
-        std::io::stderr().write_all(text.as_bytes()).unwrap();
-        return;
-    };
+    let Some(binary) = registry(major) else { return };
     let machine = Machine::new(Some(BUDGET), &[("a.example", None)]);
     let path = machine.path("a.example");
     // It remembers nothing of the store: one serves all that the store becomes.

@@ -237,14 +237,6 @@ pub fn program_of(pid: u64) -> Option<String> {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|comm| comm.trim_end().to_owned())
 }
 
-/// Bytes of the file system that a folder is on, and those that are left for others than root.
-#[must_use]
-pub fn space(folder: &str) -> Option<(u64, u64)> {
-    let stat = nix::sys::statvfs::statvfs(folder).ok()?;
-    let unit = stat.fragment_size();
-    Some((stat.blocks() * unit, stat.blocks_available() * unit))
-}
-
 /// Whether pods could pull through this machine's containerd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CriState {

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use tracing::{info, warn};
 
 use super::{
-    Environment, REPOSITORIES, act_as_oneself, act_as_registry_user, config, config_path, engine, objects,
-    prepare_store, registry, registry_owner, store,
+    Environment, act_as_oneself, act_as_registry_user, config, config_path, engine, objects, prepare_store,
+    registry, registry_owner, store,
 };
 use crate::facts::Registry;
 use crate::host::command::Invocation;
@@ -45,7 +45,7 @@ pub fn gc(
     let started = Instant::now();
     let path = root.show(&config_path(host));
     let store = store(&config);
-    let folder = store.map(|store| root.show(store));
+    let folder = store.as_ref().map(|layout| root.show(layout.store()));
     let environment = environment.map(Vec::as_slice).unwrap_or_default();
     let variables: Vec<String> = environment.iter().map(|(name, _)| name.clone()).collect();
     let owner = registry_owner(root)?;
@@ -68,7 +68,7 @@ pub fn gc(
         done.map(drop)
     };
     match store {
-        Some(store) => collect(root, host, store, &registry, &once)?,
+        Some(layout) => collect(root, host, &layout, &registry, &once)?,
         None => match once() {
             Err(error) if error.downcast_ref().is_some_and(objects::is_empty) => {}
             done => done?,
@@ -82,14 +82,14 @@ pub fn gc(
 fn collect(
     root: &Root,
     host: &UpstreamHost,
-    store: &str,
+    layout: &Layout,
     registry: &Registry,
     collector: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
-    prepare_store(root, store)?;
-    let evicted = || SizeFile::read(root, &Layout::new(store)).map_or(0, |file| file.evicted.bytes);
+    prepare_store(root, layout)?;
+    let evicted = || SizeFile::read(root, layout).map_or(0, |file| file.evicted.bytes);
     for attempt in 1.. {
-        complete_repositories(root, store, registry)?;
+        complete_repositories(root, layout, registry)?;
         let before = evicted();
         match collector() {
             Ok(()) => break,
@@ -103,11 +103,11 @@ fn collect(
 }
 
 /// Distribution 3's collector stops at a repository that holds a manifest and no layer yet.
-fn complete_repositories(root: &Root, store: &str, registry: &Registry) -> Result<()> {
+fn complete_repositories(root: &Root, layout: &Layout, registry: &Registry) -> Result<()> {
     if registry.major < 3 {
         return Ok(());
     }
-    let mut folders = vec![format!("{store}/{REPOSITORIES}")];
+    let mut folders = vec![layout.repositories()];
     while let Some(folder) = folders.pop() {
         let names = root.list(&folder)?;
         if names.iter().any(|name| name == "_manifests") && !names.iter().any(|name| name == "_layers") {

@@ -14,17 +14,14 @@ use zeroize::Zeroizing;
 use super::child::{self, Ended, Question, Signals};
 use super::credentials::{self, Login};
 use super::upstream::{self, Answer, Upstream};
-use super::{
-    OWN_FOLDER, as_registry_user, config, config_path, engine, own_access, registry, registry_owner, store,
-};
+use super::{as_registry_user, config, config_path, engine, own_access, registry, registry_owner, store};
 use crate::caches::Caches;
 use crate::facts::Registry;
 use crate::node::{Engine, UpstreamHost};
 use crate::root::Root;
+use crate::store::Layout;
 use crate::template::RegistryConfig;
 
-/// Below the folder of our own in the store: Distribution's access log, which it writes on its standard output.
-pub const ACCESS_LOG: &str = "access.log";
 /// A cached image is served within 5 s of the start, whether the upstream answers or not. An answer that takes longer
 /// than this costs one more change of programs, which drains.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -79,7 +76,7 @@ impl Instance {
     /// The program with all that it needs; it is started by whoever asks.
     fn command(&self, role: Role) -> Result<Command> {
         let config = self.root.show(&config_path(&self.host));
-        let store = store(&self.config).map(|store| self.root.show(store));
+        let store = store(&self.config).map(|layout| self.root.show(layout.store()));
         let owner = registry_owner(&self.root)?;
         let run =
             engine::Run { host: &self.host, config: &config, store: store.as_deref(), owner, variables: &[] };
@@ -91,8 +88,8 @@ impl Instance {
     /// A registry without a log is better than none.
     fn access_log(&self) -> Stdio {
         // Who used what in an object store is for the store to say.
-        let Some(store) = store(&self.config) else { return Stdio::null() };
-        match as_registry_user(&self.root, || open_log(&self.root, store)) {
+        let Some(layout) = store(&self.config) else { return Stdio::null() };
+        match as_registry_user(&self.root, || open_log(&self.root, &layout)) {
             Ok(file) => file.into(),
             Err(error) => {
                 warn!(upstream = self.host.as_str(), "nobody will know what is used: {error:#}");
@@ -177,10 +174,9 @@ impl Needs {
     }
 }
 
-fn open_log(root: &Root, store: &str) -> Result<File> {
-    let folder = format!("{store}/{OWN_FOLDER}");
-    root.make_directories(&folder, own_access(0o750))?;
-    root.append(&folder, ACCESS_LOG, 0o640)
+fn open_log(root: &Root, layout: &Layout) -> Result<File> {
+    root.make_directories(&layout.own(), own_access(0o750))?;
+    root.append(&layout.access_log(), 0o640)
 }
 
 /// Becomes the registry of `host`, once its upstream answers; until then somebody stands in for it.

@@ -70,7 +70,7 @@ pub fn read(root: &Root) -> Result<Status> {
         bytes,
         budget: caches.max_size,
         share: caches.max_size.and_then(|budget| share(bytes, budget)),
-        file_systems: file_systems(&caches),
+        file_systems: file_systems(root, &caches),
         certificate: certificate.map(|(path, read)| certificate_state(path, read)),
         units: units
             .keys()
@@ -278,7 +278,7 @@ fn fill(root: &Root, cache: &CacheOf, whole: Option<u64>, upstream: &mut Upstrea
     });
 }
 
-fn file_systems(caches: &Caches) -> Vec<FileSystem> {
+fn file_systems(root: &Root, caches: &Caches) -> Vec<FileSystem> {
     let mut found: Vec<FileSystem> = Vec::new();
     for cache in &caches.upstreams {
         let Some((folder, _)) = cache.store.as_ref().and_then(|store| store.rsplit_once('/')) else {
@@ -287,8 +287,13 @@ fn file_systems(caches: &Caches) -> Vec<FileSystem> {
         if found.iter().any(|one| one.path == folder) {
             continue;
         }
-        let space = state::space(folder);
-        found.extend(space.map(|(bytes, free)| FileSystem { path: folder.to_owned(), bytes, free }));
+        let below = folder.trim_start_matches('/');
+        let space = root.exists(below).then(|| root.space(below).ok()).flatten();
+        found.extend(space.map(|space| FileSystem {
+            path: folder.to_owned(),
+            bytes: space.size,
+            free: space.available,
+        }));
     }
     found
 }

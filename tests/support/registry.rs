@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use larder::store::{Digest, Layout};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sha2::{Digest as _, Sha256};
 
 /// The registry of a major version: `REGISTRY_2` or `REGISTRY_3`, else by its usual name.
@@ -67,6 +69,10 @@ impl Running {
             panic!("wanted {} to listen, got its end: {:?}", binary.display(), child.wait());
         };
         Self { child, address }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
     /// Status and body.

@@ -105,14 +105,16 @@ struct ShownLink {
     addr_info: Vec<ShownAddress>,
 }
 
-#[derive(Deserialize)]
-struct ShownAddress {
-    local: Option<IpAddr>,
-    prefixlen: Option<u8>,
+/// An address as `ip -j addr` shows it.
+#[derive(Debug, Deserialize)]
+pub(super) struct ShownAddress {
+    pub(super) local: Option<IpAddr>,
+    pub(super) prefixlen: Option<u8>,
     #[serde(default)]
-    scope: String,
+    pub(super) scope: String,
+    /// Absent for an address that does not expire.
     #[serde(default)]
-    dynamic: bool,
+    pub(super) dynamic: bool,
     #[serde(default)]
     tentative: bool,
     #[serde(default)]
@@ -137,8 +139,8 @@ pub fn index(interface: &str) -> Option<String> {
 pub fn state(interface: &str) -> Result<LinkState> {
     let Some(index) = index(interface) else { return Ok(LinkState::default()) };
     let deadline = Instant::now() + IP_LIMIT;
-    let links: Vec<ShownLink> = ip(&["-j", "addr", "show", "dev", interface], deadline)?;
-    let addresses = links.iter().flat_map(|link| &link.addr_info).filter_map(|shown| {
+    let addresses = addresses(interface, deadline)?;
+    let addresses = addresses.iter().filter_map(|shown| {
         let address = IpNetwork::new(shown.local?, shown.prefixlen?).ok()?;
         let doubt = if shown.dadfailed {
             Some(Doubt::Duplicate)
@@ -175,7 +177,14 @@ pub fn route_to(peer: IpAddr) -> Result<Option<(String, Option<IpAddr>)>> {
     Ok(routes.into_iter().find_map(|route| Some((route.dev?, route.gateway))))
 }
 
-fn ip<T: for<'de> Deserialize<'de>>(args: &[&str], deadline: Instant) -> Result<Vec<T>> {
+/// # Errors
+/// When `ip` cannot be asked.
+pub(super) fn addresses(interface: &str, deadline: Instant) -> Result<Vec<ShownAddress>> {
+    let links: Vec<ShownLink> = ip(&["-j", "addr", "show", "dev", interface], deadline)?;
+    Ok(links.into_iter().flat_map(|link| link.addr_info).collect())
+}
+
+pub(super) fn ip<T: for<'de> Deserialize<'de>>(args: &[&str], deadline: Instant) -> Result<Vec<T>> {
     let output = command::run("ip", args, deadline)?;
     // Where nothing is to be said, old ones say nothing at all.
     let text = if output.stdout.trim().is_empty() { "[]" } else { &output.stdout };

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use super::super::command;
+use super::link::{ShownAddress, addresses, ip};
 use super::{DEVICES, read};
 use crate::node::Network;
 
@@ -21,25 +21,6 @@ const RESOLV_CONFS: [&str; 4] = [
     "/run/NetworkManager/no-stub-resolv.conf",
 ];
 
-/// An address as `ip -j addr` shows it.
-#[derive(Debug, Deserialize)]
-struct Shown {
-    ifname: String,
-    #[serde(default)]
-    addr_info: Vec<ShownAddress>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ShownAddress {
-    local: Option<IpAddr>,
-    prefixlen: Option<u8>,
-    #[serde(default)]
-    scope: String,
-    /// Absent for an address that does not expire.
-    #[serde(default)]
-    dynamic: bool,
-}
-
 /// A route as `ip -j route` shows it.
 #[derive(Debug, Deserialize)]
 struct ShownRoute {
@@ -51,11 +32,8 @@ struct ShownRoute {
 /// Whether it is right, and the addresses that are there for good and are not the profile's.
 pub(super) fn compare(interface: &str, index: &str, wanted: &Network) -> Result<(bool, Vec<String>)> {
     let deadline = Instant::now() + IP_LIMIT;
-    let shown = command::run("ip", &["-j", "addr", "show", "dev", interface], deadline)?;
-    let shown: Vec<Shown> = serde_json::from_str(&shown.stdout).context("read what `ip -j addr` says")?;
-    let on_link: Vec<&ShownAddress> =
-        shown.iter().filter(|s| s.ifname == interface).flat_map(|s| &s.addr_info).collect();
-    let is_wanted = |address: &ShownAddress| {
+    let on_link = addresses(interface, deadline)?;
+    let is_wanted = |address: &&ShownAddress| {
         let of = |wanted: &IpNetwork| Some(wanted.ip()) == address.local;
         wanted.addresses.iter().any(of)
     };
@@ -72,7 +50,7 @@ fn is_right(
     interface: &str,
     index: &str,
     wanted: &Network,
-    on_link: &[&ShownAddress],
+    on_link: &[ShownAddress],
     deadline: Instant,
 ) -> Result<bool> {
     let has = |ip: IpAddr, prefix: u8| {
@@ -88,9 +66,7 @@ fn is_right(
         if routes.peek().is_none() {
             continue;
         }
-        let shown = command::run("ip", &[family, "-j", "route", "show"], deadline)?;
-        let shown: Vec<ShownRoute> =
-            serde_json::from_str(&shown.stdout).context("read what `ip -j route` says")?;
+        let shown: Vec<ShownRoute> = ip(&[family, "-j", "route", "show"], deadline)?;
         let is_there = |wanted: &crate::node::Route| {
             shown.iter().any(|route| {
                 let target = match wanted.to {
