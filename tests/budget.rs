@@ -245,13 +245,14 @@ fn tending_evicts_when_a_store_has_grown_above_its_budget() {
     let path = machine.path("a.example");
     let mut store = Store::new(&path);
     let root = machine.root();
-    let mut tender = Tender::default();
     let bytes =
         || SizeFile::read(&machine.root(), &Machine::layout("a.example")).map_or(0, |file| file.bytes);
     for number in 0..40_u64 {
         let name = number.to_string();
         store.image("app", &name, &[(name.as_str(), 3 << 20)], 100 * HOUR - number);
-        assert!(matches!(tender.round(&root).unwrap(), Round::Done(_)));
+        // Each by a process of its own, which has seen no speed yet: a test fills faster than any network, and the
+        // water is lowered for that by as much as this machine happens to be slow.
+        assert!(matches!(Tender::default().round(&root).unwrap(), Round::Done(_)));
         // The rounds of another file system's users count as growth here: sooner is fine, later is not.
         assert!(du(&path) <= 64 << 20, "wanted at most 64 MiB, got {} after {number} images", du(&path));
     }
