@@ -101,22 +101,6 @@ impl Decode for bool {
     }
 }
 
-/// A value that is valid, but that this version does nothing with: refused rather than ignored.
-#[derive(Debug)]
-pub struct NotYet<T>(std::marker::PhantomData<T>);
-
-impl<T: Decode> Decode for NotYet<T> {
-    fn decode<'a>(value: &'a Value, decoder: &mut Decoder<'a>) -> Option<Self> {
-        T::decode(value, decoder)?;
-        decoder.not_yet(value.place);
-        None
-    }
-
-    fn schema() -> Json {
-        T::schema()
-    }
-}
-
 /// One step from the top of a profile to a value.
 #[derive(Clone, Copy)]
 pub(crate) enum Step<'a> {
@@ -163,11 +147,6 @@ impl<'a> Decoder<'a> {
         if self.problems.len() < PROBLEMS {
             self.problems.push(problem);
         }
-    }
-
-    pub(crate) fn not_yet(&mut self, place: Place) {
-        let problem = self.problem(place, "not supported yet");
-        self.push(problem.help("take it out: this version would do nothing with it"));
     }
 
     /// Reports `wanted …, got …`, with the way out where the value shows one.
