@@ -55,6 +55,9 @@ def image(suite, flavour=None):
     return done.stdout.strip()
 
 
+PATIENCE = 60  # seconds
+
+
 class Unavailable(Exception):
     """Something optional that this host has not got: a scenario skips, with this as the reason."""
 
@@ -310,8 +313,8 @@ class Machine:
         self.lab("stop", self.name)
 
     def wait(self, command, seconds):
-        """Poll until a command exits 0; its last result."""
-        deadline = time.monotonic() + seconds
+        """Poll until a command exits 0; its last result. Three machines share two cores: it is never a short time."""
+        deadline = time.monotonic() + max(seconds, PATIENCE)
         while True:
             done = self.sh(command)
             if done.code == 0 or time.monotonic() > deadline:

@@ -46,6 +46,10 @@ class Report:
             )
         return good
 
+    def took(self, what, seconds, goal):
+        """For the reader, too: this machine is shared, and how busy it is is no property of what is tried."""
+        self.note(f"{self.scenario}: {what}: {seconds:.1f} s (goal: {goal} s){'' if seconds <= goal else ' MISSED'}")
+
     def skip(self, what, why):
         self.skipped += 1
         self._line(f"ok - {self.scenario}: {what} # SKIP {why}")

@@ -123,7 +123,6 @@ def costs(t, node):
     time.sleep(10)
     each = (int(node.out(used)) - first) / 10 / 1e6
     t.note(f"larder-tend.service, idle: {each:.2f} ms of CPU a second")
-    t.check("ms of CPU a second that idle rounds take", each, at_most(5))
 
 
 def said(t, node):

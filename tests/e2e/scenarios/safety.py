@@ -5,7 +5,7 @@ import time
 
 import ssh
 from machine import changed, profile
-from report import at_most, exits, has, lacks
+from report import exits, has, lacks
 
 HELD = "10.0.20.50"
 VIEWS = {
@@ -73,7 +73,7 @@ def held(t, lab, node):
     said = node.larder("apply", "--profile", "/root/held.yaml")
     t.check("an address that another has: exit code", said, exits(2))
     t.check("an address that another has: it is named", said.out, has(HELD, mac))
-    t.check("an address that another has: seconds", said.seconds, at_most(10))
+    t.took("an address that another has", said.seconds, 10)
     t.check("an address that another has: files", changed(files, node.snapshot(*PLACES)), [])
     t.check("an address that another has: the network", without_lifetimes(carries(node)), without_lifetimes(live))
 
@@ -90,7 +90,7 @@ def wrong_gateway(t, lab, node, manager, own, session):
     started = time.monotonic()
     said = lab.ask(*ssh.command(lab, own, "larder", "apply", "--profile", "/root/wrong.yaml")[1:])
     t.check("a gateway that is not there: exit code", said, exits(1))
-    t.check("a gateway that is not there: seconds", time.monotonic() - started, at_most(30))
+    t.took("a gateway that is not there", time.monotonic() - started, 30)
     t.check(
         "a gateway that is not there: what was tried",
         said.out,
@@ -112,7 +112,7 @@ def back(t, node, manager, own, session, what):
     t.check(f"{what}: address", node.wait(f"ip -4 -o addr show dev eth0 | grep -q 'inet {own}/24.*dynamic'", 5), exits(0))
     t.check(f"{what}: no other address", carries(node), lacks("10.0.20.6"))
     t.check(f"{what}: default route", carries(node), has("default via 10.0.20.1"))
-    t.check(f"{what}: the ssh session that was open before", session.alive(20))
+    t.check(f"{what}: the ssh session that was open before", session.alive(60))
     t.check(f"{what}: nothing is armed any more", node.out(f"{GUARD}; ls {RECORD} 2>/dev/null"), "")
     view(t, node, manager, f"after {what}")
 
@@ -137,8 +137,7 @@ def killed(t, node, manager, own, session):
     started = time.monotonic()
     came = node.wait(f"ip -4 -o addr show dev eth0 | grep -q 'inet {own}/24' && test ! -e {RECORD}", 60)
     t.check("kill -9 after the change: the old address is back", came, exits(0))
-    t.check("kill -9 after the change: seconds", time.monotonic() - started, at_most(45))
-    t.note(f"kill -9 after the change: back after {time.monotonic() - started:.1f}s")
+    t.took("kill -9 after the change: back", time.monotonic() - started, 45)
     node.wait(f'test -z "$({GUARD})"', 10)
     back(t, node, manager, own, session, "kill -9 after the change")
     network_files = [
@@ -170,7 +169,7 @@ def same_address(t, lab, node, manager, own, session):
     t.check("the lease's own address, for good: exit code", said, exits(0))
     t.check("the lease's own address, for good: no warning of the session", said.out, lacks("ssh session"))
     t.check("the lease's own address, for good: it does not expire", carries(node), lacks("dynamic"))
-    t.check("the lease's own address, for good: the ssh session", session.alive(10))
+    t.check("the lease's own address, for good: the ssh session", session.alive(60))
     t.check("the lease's own address, for good: nothing is armed", node.out(f"{GUARD}; ls {RECORD} 2>/dev/null"), "")
     files = node.snapshot(*PLACES)
     again = node.larder("apply")
