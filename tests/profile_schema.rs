@@ -74,7 +74,7 @@ fn shipped_profiles_are_valid_to_both() {
 #[test]
 fn the_user_data_example_brings_the_minimal_profile() {
     let read = |path: &str| std::fs::read_to_string(here().join(path)).unwrap();
-    let user_data: Value = serde_yaml::from_str(&read("packaging/cloud-init/user-data.yaml")).unwrap();
+    let user_data: Value = serde_yaml::from_str(&read("packaging/cloud-init/both.yaml")).unwrap();
     let file = &user_data["write_files"][0];
     assert_eq!(file["path"], "/etc/larder/profile.yaml");
     assert_eq!(file["content"], read("templates/profile.minimal.yaml"));

@@ -136,9 +136,14 @@ class Lab:
             raise OSError(f"{' '.join(arguments[:6])}: {done}")
         return done.out
 
-    def machine(self, name, containerd=None):
-        """A machine with the image's containerd, or one that tests/deps built ("2.3"): may raise Unavailable."""
+    def machine(self, name, containerd=None, suite=None, flavour=None):
+        """A machine with the image's containerd, or one that tests/deps built ("2.3"): may raise Unavailable.
+
+        It is of the lab's own image, or of another suite's.
+        """
         made = Machine(self, name)
+        if suite is not None:
+            made.image = image(suite, flavour)
         if containerd is not None:
             # Over Debian's, where its unit looks for it.
             for path in containerd_programs(containerd):
@@ -173,7 +178,7 @@ class Machine:
     """One Debian machine. Nothing runs until `boot`."""
 
     def __init__(self, lab, name):
-        self.lab, self.name = lab, name
+        self.lab, self.name, self.image = lab, name, lab.image
         self.files = {}
         # Huge pages are the host's; systemd 262 counts a mount that the host refuses as failed.
         self.commands = ["update-ca-certificates >/dev/null 2>&1", "systemctl -q mask dev-hugepages.mount"]
@@ -222,12 +227,12 @@ class Machine:
         """What was put, over the tree of a machine that does not run."""
         script = 'cp -a "$1/." "$ROOT/"; shift; for c; do chroot "$ROOT" /bin/sh -ec "$c"; done'
         with self._tree() as tree:
-            self.lab("mounted", self.name, self.lab.image, "sh", "-ec", script, "_", tree, *self.commands)
+            self.lab("mounted", self.name, self.image, "sh", "-ec", script, "_", tree, *self.commands)
 
     def boot(self, settled=True):
         """Boot, with what was put since the last boot; True when it settled in time."""
         with self._tree() as tree:
-            arguments = ["boot", self.name, self.lab.image, "--tree", tree]
+            arguments = ["boot", self.name, self.image, "--tree", tree]
             for command in self.commands:
                 arguments += ["--chroot", command]
             self.lab(*arguments, *([] if settled else ["--unsettled"]))
