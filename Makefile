@@ -3,6 +3,7 @@
 # make demo     a throwaway machine that is a cache and its own client, provisioned and shown
 # make bench    measured against `true`, bash and Ansible
 # make soak     ten minutes (SOAK_SECONDS) of pulls, collections, restarts and crashes, and one more containerd
+# make packages build the .deb and the .rpm into target/packages; ARCH=arm64 for the other machine
 # make images   build the machines' images now, side by side, rather than when a scenario wants one
 # make deps     install what is missing; the targets above do it themselves
 # make clean    remove what was built, images and tools of the tests included
@@ -17,7 +18,7 @@ LARDER := target/$(TARGET)/release/larder
 # The scenarios make network namespaces and mounts.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo env PATH="$(PATH)" LARDER_CACHE="$(LARDER_CACHE)" SOAK_SECONDS="$(SOAK_SECONDS)" LARDER_CONTAINERDS="$(LARDER_CONTAINERDS)")
 
-.PHONY: check test e2e build images demo bench soak deps clean
+.PHONY: check test e2e build packages images demo bench soak deps clean
 
 check: deps
 	cargo fmt --check
@@ -32,7 +33,10 @@ e2e: build
 	$(ROOT) tests/e2e/run --larder $(LARDER)
 
 build: deps
-	cargo build --locked --quiet --release --target $(TARGET)
+	@packaging/compile $(TARGET) >/dev/null
+
+packages: deps
+	packaging/build --arch $(or $(ARCH),$(if $(filter aarch64,$(shell uname -m)),arm64,amd64))
 
 images: deps
 	@$(ROOT) sh -ec 'for suite in bookworm trixie forky; do tests/e2e/image $$suite & done; wait; \
