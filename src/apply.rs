@@ -5,13 +5,16 @@ use std::fmt;
 
 use anyhow::{Context, Result};
 
-use crate::diff::{Action, Change, Diff, Stranger, enabled_units, masked_units, registry_ids, resolve};
+use crate::diff::{
+    Action, Change, Diff, Stranger, Wanted as Asked, enabled_units, masked_units, registry_ids, resolve,
+};
+use crate::drift::keep_edit;
 use crate::facts::{CONTAINERD_CONFIG, USER, is_containerd_config};
 use crate::guard::{self, Record};
 use crate::host::{Aim, Done, Host, NetworkWanted, Pulls, Wanted};
 use crate::journal::{KEPT, Kind, Manifest, Owned, digest, keep_aside, make_state_folder, put_back};
 use crate::plan::network::belongs_to_network;
-use crate::plan::{Plan, Resource, STATE};
+use crate::plan::{Content, Plan, Resource, STATE};
 use crate::root::{Access, Entry, Owner, Root, Staged, folder_of};
 use crate::wake::Wakes;
 
@@ -24,6 +27,8 @@ pub struct Applied {
     pub changed: usize,
     /// Where files that were not ours are now.
     pub kept: Vec<String>,
+    /// Files of ours that the operator keeps as they are.
+    pub left_alone: Vec<String>,
     /// What only the running machine can do.
     pub left: Vec<String>,
     /// What is not as it should be, and was not before either.
@@ -225,12 +230,7 @@ fn intent(old: &Manifest, plan: &Plan, diff: &Diff) -> Manifest {
             Action::Link { target } => (Kind::Link, Some((*target).to_owned())),
             Action::SetAccess { .. } | Action::Remove { .. } | Action::Leave => continue,
         };
-        let owned = manifest.entries.entry(change.path.clone()).or_insert_with(|| Owned {
-            kind,
-            wrote: Vec::new(),
-            kept: None,
-            found: false,
-        });
+        let owned = manifest.entries.entry(change.path.clone()).or_insert_with(|| Owned::new(kind));
         owned.kind = kind;
         owned.wrote.extend(wrote);
     }
@@ -253,7 +253,7 @@ fn adopt(manifest: &mut Manifest, plan: &Plan) {
             Resource::File { bytes, .. } => (Kind::File, vec![digest(bytes)]),
             Resource::Link { target } => (Kind::Link, vec![target.clone()]),
         };
-        manifest.entries.insert(path.clone(), Owned { kind, wrote, kept: None, found: true });
+        manifest.entries.insert(path.clone(), Owned { wrote, found: true, ..Owned::new(kind) });
     }
 }
 
@@ -269,7 +269,10 @@ fn commit(manifest: &mut Manifest, plan: &Plan, diff: &Diff) {
             manifest.entries.remove(&change.path);
         }
     }
-    for (path, owned) in &mut manifest.entries {
+    for (path, owned) in manifest.entries.iter_mut().filter(|(_, owned)| !owned.left_alone) {
+        if !plan.part {
+            owned.access = plan.resources.get(path).and_then(access_of);
+        }
         // What is planned is there now. `larder watch` may have died before it wrote what it had announced.
         match plan.resources.get(path) {
             Some(Resource::File { bytes, .. }) => owned.wrote = vec![digest(bytes)],
@@ -282,9 +285,24 @@ fn commit(manifest: &mut Manifest, plan: &Plan, diff: &Diff) {
     }
     // Folders that hold something of somebody else's stay, and stay recorded no longer.
     manifest.entries.retain(|path, owned| {
-        let gone = owned.kind == Kind::Directory || owned.found;
+        let gone = (owned.kind == Kind::Directory || owned.found) && !owned.left_alone;
         !gone || plan.resources.contains_key(path)
     });
+}
+
+/// The mode and owner that are ours to say.
+fn access_of(resource: &Resource) -> Option<Asked> {
+    use crate::plan::{Purpose, User};
+    match resource {
+        Resource::Directory { mode, owner, purpose: Purpose::Data } => {
+            Some(Asked { mode: *mode, user: *owner })
+        }
+        Resource::File { mode, content, .. } if !content.is_edit() => {
+            let user = if *content == Content::Login { User::Registry } else { User::Root };
+            Some(Asked { mode: *mode, user })
+        }
+        _ => None,
+    }
 }
 
 /// The same for a plan whose files are the operator's now: what was ours of them is no longer. A file that we
@@ -385,9 +403,8 @@ impl<'r> Run<'r> {
         let mut first_copies = false;
         for change in &diff.changes {
             let edits = matches!(change.action, Action::WriteFile { content, .. } if content.is_edit());
-            let suffix = match change.stranger {
-                Some(Stranger::EditedByHand) => ".edited-by-hand",
-                Some(Stranger::Foreign) => "",
+            match change.stranger {
+                Some(_) => {}
                 None if edits && self.handed_over => {
                     let copy = keep_aside(self.root, &change.path, BEFORE_MIGRATION)?;
                     let original = self.root.show(&change.path);
@@ -396,15 +413,18 @@ impl<'r> Run<'r> {
                     );
                     continue;
                 }
-                None if edits && change.before != Entry::Absent => "",
+                None if edits && change.before != Entry::Absent => {}
                 None => continue,
-            };
+            }
             let owned = manifest.entries.get_mut(&change.path);
             // The original of a file that we edit is the one from before our first edit.
             if edits && owned.as_ref().is_some_and(|owned| owned.kept.is_some()) {
                 continue;
             }
-            let copy = keep_aside(self.root, &change.path, suffix)?;
+            let copy = match change.stranger {
+                Some(Stranger::EditedByHand) => keep_edit(self.root, &change.path)?,
+                _ => keep_aside(self.root, &change.path, "")?,
+            };
             if let (Some(owned), Some(copy)) = (owned, &copy)
                 && change.stranger != Some(Stranger::EditedByHand)
             {

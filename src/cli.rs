@@ -9,6 +9,7 @@ use nix::sys::stat::{Mode, umask};
 use serde_json::json;
 
 use crate::apply::Failed;
+use crate::drift::Choices;
 use crate::guard;
 use crate::host::image::Image;
 use crate::host::live::Live;
@@ -94,8 +95,10 @@ enum Command {
         /// Also delete the cached data of upstreams that have left the profile
         #[arg(long)]
         purge: bool,
+        #[command(flatten)]
+        choices: Choices,
         /// Write the files of the network only and wake nobody, while this machine boots (larder-network.service does)
-        #[arg(long, conflicts_with_all = ["purge", "root"])]
+        #[arg(long, conflicts_with_all = ["purge", "root", "keep", "take"])]
         before_network: bool,
     },
     /// Show what apply would change, as a diff
@@ -105,6 +108,8 @@ enum Command {
         /// As for apply
         #[arg(long)]
         purge: bool,
+        #[command(flatten)]
+        choices: Choices,
     },
     /// Read the profile only
     Check {
@@ -284,8 +289,10 @@ fn tell_warning(warning: &str) {
 fn dispatch(command: Command) -> Result<u8> {
     match command {
         Command::Apply { input, before_network: true, .. } => run::before_network(&input),
-        Command::Apply { input, purge, before_network: false } => run::apply_command(&input, purge),
-        Command::Plan { input, purge } => run::plan_command(&input, purge),
+        Command::Apply { input, purge, choices, before_network: false } => {
+            run::apply_command(&input, purge, &choices)
+        }
+        Command::Plan { input, purge, choices } => run::plan_command(&input, purge, &choices),
         Command::Check { input } => check_command(&input),
         Command::Verify { input: LiveInput { profile, output }, pull } => {
             run::verify_command(&Input { profile, root: None, output }, pull)

@@ -5,10 +5,11 @@ use std::fmt;
 use std::ops::Range;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use similar::TextDiff;
 use toml_edit::{Document, Item};
 
+use crate::drift::{self, Drift, What};
 use crate::facts::USER;
 use crate::journal::{Kind, Manifest};
 use crate::plan::network::{belongs_to_network, is_managers_file};
@@ -35,6 +36,8 @@ pub struct Change<'p> {
     pub action: Action<'p>,
     /// What is there now is not ours.
     pub stranger: Option<Stranger>,
+    /// How it is not as we left it.
+    pub drift: Option<Drift>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -64,11 +67,44 @@ pub enum Action<'p> {
     },
 }
 
-/// A mode and an owner by role.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A mode and an owner by role; `0600 root` where it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Wanted {
     pub mode: u32,
     pub user: User,
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = match self.user {
+            User::Root => "root",
+            User::Registry => USER,
+        };
+        write!(f, "{:04o} {user}", self.mode)
+    }
+}
+
+impl From<Wanted> for String {
+    fn from(wanted: Wanted) -> Self {
+        wanted.to_string()
+    }
+}
+
+impl TryFrom<String> for Wanted {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("{text:?}: wanted a mode and an owner");
+        let (mode, user) = text.split_once(' ').ok_or_else(wrong)?;
+        let mode = u32::from_str_radix(mode, 8).map_err(|_| wrong())?;
+        let user = match user {
+            "root" => User::Root,
+            USER => User::Registry,
+            _ => return Err(wrong()),
+        };
+        Ok(Self { mode, user })
+    }
 }
 
 /// Why a file is kept aside before it is replaced.
@@ -148,7 +184,11 @@ pub fn additions<'p>(plan: &'p Plan, root: &Root, manifest: &Manifest) -> Result
         };
         if let Some(action) = action {
             let stranger = stranger(&action, path, &before, manifest);
-            diff.changes.push(Change { path: path.clone(), before, action, stranger });
+            let drift = match manifest.entries.get(path) {
+                Some(owned) => drift::of(root, path, manifest, owned, &before, ids)?,
+                None => None,
+            };
+            diff.changes.push(Change { path: path.clone(), before, action, stranger, drift });
         }
     }
     if !refused.is_empty() {
@@ -235,7 +275,7 @@ fn removals(
             continue;
         }
         let before = root.entry(path)?;
-        if owned.found || (owned.kind == Kind::Data && !purge) {
+        if owned.found || owned.left_alone || (owned.kind == Kind::Data && !purge) {
             continue;
         }
         let edited = !manifest.wrote(path, &before) && before != Entry::Absent;
@@ -247,7 +287,8 @@ fn removals(
             Kind::Edited if edited => Action::Leave,
             kind => Action::Remove { kept: owned.kept.clone(), kind },
         };
-        diff.changes.push(Change { path: path.clone(), before, action, stranger });
+        let drift = if edited { drift::of(root, path, manifest, owned, &before, None)? } else { None };
+        diff.changes.push(Change { path: path.clone(), before, action, stranger, drift });
     }
     Ok(())
 }
@@ -341,6 +382,8 @@ pub struct Row<'d> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stranger: Option<Stranger>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift: Option<&'d Drift>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub diff: Option<String>,
 }
 
@@ -348,7 +391,13 @@ impl Change<'_> {
     /// For machines.
     #[must_use]
     pub fn row(&self) -> Row<'_> {
-        Row { path: &self.path, action: self.verb(), stranger: self.stranger, diff: self.text() }
+        Row {
+            path: &self.path,
+            action: self.verb(),
+            stranger: self.stranger,
+            drift: self.drift.as_ref(),
+            diff: self.text(),
+        }
     }
 
     fn verb(&self) -> &'static str {
@@ -371,7 +420,7 @@ impl Change<'_> {
         if matches!(content, Content::Secret | Content::Login) {
             return Some("(a secret: not shown)\n".to_owned());
         }
-        let mut before = match &self.before {
+        let before = match &self.before {
             // A file of ours that only root may read held a secret.
             Entry::File { access, .. } if *content == Content::Ours && access.mode & 0o077 == 0 => {
                 return Some("(it held a secret: not shown)\n".to_owned());
@@ -380,20 +429,22 @@ impl Change<'_> {
             Entry::Link { target } => format!("(a link to {target})\n").into(),
             _ => "".into(),
         };
-        let mut after = String::from_utf8_lossy(bytes);
-        if content.is_edit() {
-            before = without_secrets(&before).into();
-            after = without_secrets(&after).into();
+        Some(unified(&before, &String::from_utf8_lossy(bytes), content.is_edit()))
+    }
+
+    /// What a person should know of what is there now.
+    fn note(&self) -> Option<String> {
+        let kept = if self.stranger.is_some() { ": kept aside" } else { "" };
+        match (&self.drift, self.stranger) {
+            (Some(drift), _) if self.stranger != Some(Stranger::Foreign) => {
+                // Others may change their own file.
+                let kept = if drift.what == What::Others { "" } else { kept };
+                Some(format!("{}{kept}", drift.words()))
+            }
+            (_, Some(Stranger::EditedByHand)) => Some(format!("edited by hand{kept}")),
+            (_, Some(Stranger::Foreign)) => Some(format!("not larder's{kept}")),
+            _ => None,
         }
-        let mut text = String::new();
-        for hunk in TextDiff::from_lines(before.as_ref(), after.as_ref())
-            .unified_diff()
-            .context_radius(CONTEXT_LINES)
-            .iter_hunks()
-        {
-            text.push_str(&hunk.to_string());
-        }
-        Some(text)
     }
 }
 
@@ -402,28 +453,17 @@ impl fmt::Display for Change<'_> {
         write!(f, "{} {}", self.verb(), self.path)?;
         match &self.action {
             Action::Link { target } => write!(f, " -> {target}")?,
-            Action::MakeDirectory { access, .. } | Action::SetAccess { access } => {
-                let user = match access.user {
-                    User::Root => "root",
-                    User::Registry => USER,
-                };
-                write!(f, " ({:04o} {user})", access.mode)?;
-            }
+            Action::MakeDirectory { access, .. } | Action::SetAccess { access } => write!(f, " ({access})")?,
             _ => {}
         }
-        match self.stranger {
-            Some(Stranger::EditedByHand) => f.write_str("  [edited by hand: kept aside]")?,
-            Some(Stranger::Foreign) => f.write_str("  [not larder's: kept aside]")?,
-            None => {}
+        if let Some(note) = self.note() {
+            write!(f, "  [{}]", plain(&note))?;
         }
         writeln!(f)?;
-        for line in self.text().iter().flat_map(|text| text.lines()) {
-            // A file of somebody else's may hold what a terminal would obey.
-            let clean: String =
-                line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
-            writeln!(f, "    {clean}")?;
-        }
-        Ok(())
+        self.text()
+            .iter()
+            .flat_map(|text| text.lines())
+            .try_for_each(|line| writeln!(f, "    {}", plain(line)))
     }
 }
 
@@ -439,6 +479,32 @@ impl fmt::Display for Diff<'_> {
         }
         writeln!(f, "{}", self.summary())
     }
+}
+
+/// A file of somebody else's may hold what a terminal would obey.
+#[must_use]
+pub fn plain(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}
+
+/// A unified diff of two files; of somebody else's, without what is secret in it.
+#[must_use]
+pub fn compare(before: &[u8], after: &[u8], is_edit: bool) -> String {
+    unified(&String::from_utf8_lossy(before), &String::from_utf8_lossy(after), is_edit)
+}
+
+fn unified(before: &str, after: &str, is_edit: bool) -> String {
+    let hide = |text: &str| if is_edit { without_secrets(text) } else { text.to_owned() };
+    let (before, after) = (hide(before), hide(after));
+    let mut text = String::new();
+    for hunk in TextDiff::from_lines(before.as_str(), after.as_str())
+        .unified_diff()
+        .context_radius(CONTEXT_LINES)
+        .iter_hunks()
+    {
+        text.push_str(&hunk.to_string());
+    }
+    text
 }
 
 /// containerd's configuration as it may be shown: no password, token or header in it, also where one stands in

@@ -396,7 +396,7 @@ mod tests {
     fn manifest(paths: &[&str]) -> Manifest {
         let mut manifest = Manifest::default();
         for path in paths {
-            let owned = Owned { kind: Kind::File, wrote: vec![text_of(path)], kept: None, found: false };
+            let owned = Owned { wrote: vec![text_of(path)], ..Owned::new(Kind::File) };
             manifest.entries.insert((*path).to_owned(), owned);
         }
         manifest

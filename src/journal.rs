@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::diff::Wanted;
 use crate::plan::STATE;
 use crate::root::{Access, Entry, Root, folder_of};
 use crate::wake::Wakes;
@@ -44,6 +45,20 @@ pub struct Owned {
     /// The file was there before us with the very same bytes: it stays when we go.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub found: bool,
+    /// What we gave it, where that is not others' to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Wanted>,
+    /// The operator's own for good: nothing here touches it, nor takes it away.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub left_alone: bool,
+}
+
+impl Owned {
+    /// A path of which nothing more is known.
+    #[must_use]
+    pub fn new(kind: Kind) -> Self {
+        Self { kind, wrote: Vec::new(), kept: None, found: false, access: None, left_alone: false }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ pub mod containerd;
 pub mod plan;
 pub mod template;
 pub mod diff;
+pub mod drift;
 pub mod wake;
 pub mod apply;
 pub mod guard;

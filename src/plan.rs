@@ -30,6 +30,8 @@ pub struct Plan {
     pub resources: BTreeMap<String, Resource>,
     /// Whether registries run here, so that their user must be there.
     pub needs_user: bool,
+    /// What of it the operator keeps as it is: planned, and no part of what is done.
+    pub left_alone: BTreeMap<String, Resource>,
     /// What a careful colleague would say when a path changes, by that path.
     pub warnings: Vec<(String, String)>,
     /// What only the running machine can do.
@@ -132,6 +134,13 @@ impl Plan {
         // What a text has grown to is up to twice what it holds, and with a thousand upstreams all are in memory.
         bytes.shrink_to_fit();
         self.resources.insert(path, Resource::File { bytes, mode, content });
+    }
+
+    /// Takes out what the operator keeps: nobody writes it, wakes anything for it or starts a unit by it.
+    pub fn leave_alone<'a>(&mut self, paths: impl Iterator<Item = &'a str>) {
+        for path in paths {
+            self.left_alone.extend(self.resources.remove_entry(path));
+        }
     }
 
     fn link(&mut self, path: String, target: impl Into<String>) {

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
+
+use crate::drift::Drift;
 use serde::{Deserialize, Serialize};
 
 mod gather;
@@ -31,6 +33,14 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watch: Option<Unit>,
     pub upstreams: Vec<Upstream>,
+    /// What somebody changed of larder's files; absent where that cannot be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Vec<Drift>>,
+    /// Why it cannot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drift_unknown: Option<String>,
+    /// What of larder's files the operator keeps as it is.
+    pub left_alone: Vec<String>,
     /// The last verification: the report's own words, without its rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verification: Option<Verification>,

@@ -232,7 +232,7 @@ pub fn round(root: &Root) -> Result<Round> {
     let answers = ask::ask(&questions.into_values().collect::<Vec<_>>());
     let (memory, changes) = before.step(&watched.groups(), &answers, now()?);
 
-    let differing = differing(root, &watched, &memory.out())?;
+    let differing = without_kept(root, differing(root, &watched, &memory.out())?)?;
     let settled = state.as_ref().is_some_and(|state| !state.writing);
     if settled && memory == before && differing.is_empty() {
         return Ok(Round::Done(Vec::new()));
@@ -290,6 +290,16 @@ fn differing<'w>(root: &Root, watched: &'w Watched, out: &BTreeSet<String>) -> R
         {
             differing.push(Differing { file, now, wanted });
         }
+    }
+    Ok(differing)
+}
+
+/// What the operator keeps is for nobody else to write.
+fn without_kept<'w>(root: &Root, mut differing: Vec<Differing<'w>>) -> Result<Vec<Differing<'w>>> {
+    if !differing.is_empty() {
+        let manifest = Manifest::read(root)?;
+        let kept = |path: &str| manifest.entries.get(path).is_some_and(|owned| owned.left_alone);
+        differing.retain(|one| !kept(&one.file.path));
     }
     Ok(differing)
 }

@@ -121,22 +121,28 @@ fn a_file_edited_by_hand_is_kept_aside() {
     let ours = machine.read(path);
     machine.write(path, "server = \"https://elsewhere\"\n");
     let plan = machine.larder(&["plan"], SEED);
+    let shown = String::from_utf8_lossy(&plan.stdout);
     assert!(
-        String::from_utf8_lossy(&plan.stdout).contains("[edited by hand: kept aside]"),
+        shown.contains("[edited by hand since 20") && shown.contains("Z: kept aside]"),
         "{}",
         text(&plan)
     );
     let said = machine.apply(SEED);
     assert_eq!(machine.read(path), ours);
-    let kept = format!("var/lib/larder/state/kept/{path}.edited-by-hand");
+    let kept = format!("var/lib/larder/state/kept/{path}.edited-by-hand.20");
     assert!(said.contains(&kept), "{said}");
-    assert_eq!(machine.read(&kept), "server = \"https://elsewhere\"\n");
+    let copy = |said: &str| {
+        let (_, copy) = said.split_once("is kept as ").unwrap();
+        let copy = copy.lines().next().unwrap().trim_start_matches(machine.root().to_str().unwrap());
+        machine.read(copy.trim_start_matches('/'))
+    };
+    assert_eq!(copy(&said), "server = \"https://elsewhere\"\n");
 
     // Another edit does not overwrite the first one's copy.
     machine.write(path, "# again\n");
-    machine.apply(SEED);
-    assert_eq!(machine.read(&kept), "server = \"https://elsewhere\"\n");
-    assert_eq!(machine.read(&format!("{kept}.1")), "# again\n");
+    let again = machine.apply(SEED);
+    assert_eq!(copy(&said), "server = \"https://elsewhere\"\n");
+    assert_eq!(copy(&again), "# again\n");
 }
 
 #[test]

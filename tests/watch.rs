@@ -223,7 +223,7 @@ fn a_file_edited_by_hand_is_left_alone() {
     assert_eq!(machine.read(QUAY), "# mine\n");
     assert!(machine.read(DOCKER).contains("Left out"));
     let plan = machine.larder(&["plan"], &profile);
-    assert!(text(&plan).contains("[edited by hand: kept aside]"), "{}", text(&plan));
+    assert!(text(&plan).contains("[edited by hand since 20"), "{}", text(&plan));
     fs::remove_file(machine.path(QUAY)).unwrap();
     watch(&machine);
     assert!(!machine.has(QUAY), "who took it away had a reason");

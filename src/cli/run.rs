@@ -13,16 +13,19 @@ use super::{Input, Output, code, machine, print, print_json, read_node, refused,
 use crate::apply::{Applied, apply};
 use crate::containerd::config::{Effective, Planned};
 use crate::diff::{Action, Diff, Summary, diff, enabled_units};
+use crate::drift::{Choices, at_odds, left_alone};
 use crate::facts::image::major_of;
 use crate::facts::{self, CONTAINERD_CONFIG, Container, Facts, Link, Manager};
 use crate::guard;
 use crate::host::image::Image;
+use crate::host::live::Live;
 use crate::host::{Done, Host, NetworkWanted};
 use crate::journal::{Manifest, make_state_folder};
 use crate::node::{Node, Schedule};
 use crate::plan::network::link_of;
 use crate::plan::timers::timer_drop_in;
 use crate::plan::{Plan, REGISTRY_FOLDER, Refused, Resource, STATE, network_only, plan};
+use crate::profile::{self, Source};
 use crate::root::{Access, Entry, Lock, Root};
 use crate::status::VERIFIED;
 use crate::verify::{self, Report};
@@ -43,23 +46,30 @@ struct Prepared {
     plan: Plan,
 }
 
-fn prepare(root: &Root, host: &dyn Host, node: &Node) -> Result<Prepared> {
-    let manifest = Manifest::read(root)?;
-    let mut facts = facts::read(root, host, node, link(&manifest).as_ref())?;
-    as_before_us(root, &manifest, &mut facts)?;
+fn prepare(root: &Root, host: &dyn Host, node: &Node, choices: &Choices) -> Result<Prepared> {
+    let mut manifest = Manifest::read(root)?;
+    let (facts, mut plan) = read_and_plan(root, host, node, &manifest)?;
+    choices.note(root, &mut manifest, &plan)?;
+    plan.leave_alone(left_alone(&manifest));
+    Ok(Prepared { facts, manifest, plan })
+}
+
+fn read_and_plan(root: &Root, host: &dyn Host, node: &Node, manifest: &Manifest) -> Result<(Facts, Plan)> {
+    let mut facts = facts::read(root, host, node, link(manifest).as_ref())?;
+    as_before_us(root, manifest, &mut facts)?;
     if node.containerd.is_some()
         && let Some(original) = manifest.original(root, CONTAINERD_CONFIG)?
     {
         let original = original.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         let now = std::mem::replace(&mut facts.containerd.config, original);
         if let Ok(plan) = plan(node, &facts) {
-            return Ok(Prepared { facts, manifest, plan });
+            return Ok((facts, plan));
         }
         // What was in our way then has been taken out since: that stays out.
         facts.containerd.config = now;
     }
     let plan = plan(node, &facts)?;
-    Ok(Prepared { facts, manifest, plan })
+    Ok((facts, plan))
 }
 
 /// The link that files of ours are for.
@@ -97,12 +107,23 @@ pub(super) fn before_network(input: &Input) -> Result<u8> {
     let mut facts = Facts::default();
     facts.network = facts::read_network(&root, &host, &node, link(&manifest).as_ref())?;
     as_before_us(&root, &manifest, &mut facts)?;
-    let plan = network_only(&node, &facts)?;
+    let mut plan = network_only(&node, &facts)?;
+    plan.leave_alone(left_alone(&manifest));
     let diff = diff(&plan, &root, &manifest, false)?;
     let summary = diff.summary();
     let applied = apply(&plan, &diff, &root, &host, manifest, None)?;
     tell(input.output, summary, &applied, None)?;
     Ok(code::CONVERGED)
+}
+
+/// What this machine's own profile asks for, as far as that can be said without a word to anybody.
+pub(super) fn planned(root: &Root) -> Result<(Manifest, Plan)> {
+    let layers = Source::Layers { root: root.directory().to_owned() };
+    let refused =
+        |_| anyhow::anyhow!("the profile in /etc/larder is refused, or there is none: see `larder check`");
+    let (node, _) = profile::load(&layers).map_err(refused)?.node().map_err(refused)?;
+    let prepared = prepare(root, &Live, &node, &Choices::default())?;
+    Ok((prepared.manifest, prepared.plan))
 }
 
 /// The warnings about what is to change.
@@ -264,10 +285,10 @@ pub(super) fn lock(root: &Root) -> Result<Lock> {
     })
 }
 
-pub(super) fn plan_command(input: &Input, purge: bool) -> Result<u8> {
+pub(super) fn plan_command(input: &Input, purge: bool, choices: &Choices) -> Result<u8> {
     let (node, _) = read_node(input)?;
     let (root, host) = machine(input)?;
-    let prepared = prepare(&root, host.as_ref(), &node)?;
+    let prepared = prepare(&root, host.as_ref(), &node, choices)?;
     let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
     ask_machine(&root, host.as_ref(), &node, &prepared, &diff)?;
     ask_link(host.as_ref(), &node, &prepared, &diff)?;
@@ -275,6 +296,9 @@ pub(super) fn plan_command(input: &Input, purge: bool) -> Result<u8> {
         Output::Text => {
             warn(&prepared.plan, &diff);
             let mut text = diff.to_string();
+            for line in left_alone_lines(&root, &prepared.plan)? {
+                text.push_str(&format!("left alone: {line}\n"));
+            }
             if let Some(container) = absent_image(&prepared.facts) {
                 let from = container.archive.as_deref().unwrap_or(&container.image);
                 text.push_str(&format!("to be fetched by {}: {from}\n", container.runtime.name()));
@@ -293,6 +317,7 @@ pub(super) fn plan_command(input: &Input, purge: bool) -> Result<u8> {
                 "summary": diff.summary(),
                 "warnings": warnings(&prepared.plan, &diff),
                 "left": prepared.plan.left,
+                "left_alone": left_alone_lines(&root, &prepared.plan)?,
                 "image": absent_image(&prepared.facts).map(|container| &container.image),
             });
             print_json(&value)?;
@@ -328,7 +353,7 @@ fn fetch_image(host: &dyn Host, facts: &Facts) -> Result<Option<String>> {
     }))
 }
 
-pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
+pub(super) fn apply_command(input: &Input, purge: bool, choices: &Choices) -> Result<u8> {
     let (node, _) = read_node(input)?;
     let (root, host) = machine(input)?;
     if !nix::unistd::geteuid().is_root() {
@@ -338,14 +363,14 @@ pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
     let first = !root.exists(STATE);
     // Refuses before it touches anything, the folder of the lock among it.
     if first {
-        let prepared = prepare(&root, host, &node)?;
+        let prepared = prepare(&root, host, &node, choices)?;
         let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
         ask_machine(&root, host, &node, &prepared, &diff)?;
         ask_link(host, &node, &prepared, &diff)?;
         make_state_folder(&root)?;
     }
     let lock = lock(&root)?;
-    let prepared = prepare(&root, host, &node)?;
+    let prepared = prepare(&root, host, &node, choices)?;
     let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
     ask_machine(&root, host, &node, &prepared, &diff)?;
     // Once is enough: it takes a second and a half.
@@ -359,9 +384,13 @@ pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
         outlive_session();
     }
     let summary = diff.summary();
+    // Whatever comes of the rest, what the operator said holds.
+    choices.write(&root, &prepared.manifest)?;
+    let left_alone = left_alone_lines(&root, &prepared.plan)?;
     let fetched = fetch_image(host, &prepared.facts)?;
     let mut applied = apply(&prepared.plan, &diff, &root, host, prepared.manifest, address.as_ref())?;
     applied.left.extend(fetched);
+    applied.left_alone = left_alone;
     for warning in &applied.warnings {
         tell_warning(warning);
     }
@@ -394,6 +423,15 @@ pub(super) fn apply_command(input: &Input, purge: bool) -> Result<u8> {
     Ok(exit_code(report.as_ref()))
 }
 
+/// What the operator keeps, and what of it does not fit the profile.
+fn left_alone_lines(root: &Root, plan: &Plan) -> Result<Vec<String>> {
+    let line = |(path, odds): (String, Option<String>)| {
+        let odds = odds.map(|odds| format!(": {odds}")).unwrap_or_default();
+        format!("{}{odds}", root.show(&path))
+    };
+    Ok(at_odds(root, plan)?.into_iter().map(line).collect())
+}
+
 fn exit_code(report: Option<&Report>) -> u8 {
     if report.is_some_and(|report| report.down() > 0) { code::DOWN } else { code::CONVERGED }
 }
@@ -407,6 +445,7 @@ fn tell(output: Output, summary: Summary, applied: &Applied, report: Option<&Rep
                 "changed": applied.changed,
                 "summary": summary,
                 "kept": applied.kept,
+                "left_alone": applied.left_alone,
                 "left": applied.left,
                 "warnings": applied.warnings,
                 "report": report,
@@ -424,6 +463,9 @@ fn tell(output: Output, summary: Summary, applied: &Applied, report: Option<&Rep
             }
             for line in &applied.kept {
                 text.push_str(&format!("kept aside: {line}\n"));
+            }
+            for line in &applied.left_alone {
+                text.push_str(&format!("left alone: {line}\n"));
             }
             for line in &applied.left {
                 text.push_str(&format!("note: {line}\n"));
@@ -469,7 +511,7 @@ pub(super) fn verify_command(input: &Input, pull: bool) -> Result<u8> {
         return Err(refused("verify --pull: the profile has no `containerd`, so nothing pulls here").into());
     }
     let (root, host) = machine(input)?;
-    let prepared = prepare(&root, host.as_ref(), &node)?;
+    let prepared = prepare(&root, host.as_ref(), &node, &Choices::default())?;
     let address = address(&node, &prepared.facts);
     let report = prove(&node, &prepared.facts, &root, address.as_ref(), pull)?;
     match input.output {

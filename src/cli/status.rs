@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::{Output, code, print, print_json, refused};
+use crate::diff::plain;
+use crate::drift::{Drift, What};
 use crate::root::{Access, Root};
 use crate::status::{Cache, Endpoint, Place, Status, Time, Upstream, metrics, read};
 
@@ -15,6 +17,8 @@ mod table;
 use table::{Table, bytes, percent, since, until};
 
 const REFRESH: Duration = Duration::from_secs(2);
+/// Of one file that was edited.
+const DIFF_LINES: usize = 40;
 /// Of a table.
 const WIDTH: usize = 100;
 
@@ -39,7 +43,10 @@ pub(super) fn status_command(input: &StatusInput) -> Result<u8> {
         return write_metrics(&root, file);
     }
     loop {
-        let status = read(&root)?;
+        let mut status = read(&root)?;
+        if !input.watch && input.host.is_none() {
+            explain_drift(&root, &mut status);
+        }
         let one = input.host.as_ref().map(|host| one(&status, host)).transpose()?;
         if input.watch {
             let text = one.map_or_else(|| table(&status), |one| detail(&status, one));
@@ -59,6 +66,20 @@ pub(super) fn status_command(input: &StatusInput) -> Result<u8> {
             }
         };
         return Ok(if status.well { code::CONVERGED } else { code::DOWN });
+    }
+}
+
+/// Only the plan knows what was written: it is made where there is something to explain, and nowhere else.
+fn explain_drift(root: &Root, status: &mut Status) {
+    let Some(drifts) = status.drift.as_mut().filter(|drifts| !drifts.is_empty()) else { return };
+    let explained = super::run::planned(root)
+        .and_then(|(manifest, plan)| crate::drift::explain(drifts, root, &manifest, &plan));
+    if let Err(error) = explained {
+        let edited =
+            |drift: &&mut Drift| matches!(drift.what, What::Edited | What::Others) && drift.diff.is_none();
+        for drift in drifts.iter_mut().filter(edited) {
+            drift.note = Some(format!("what larder wrote is not known without a plan: {error:#}"));
+        }
     }
 }
 
@@ -187,12 +208,38 @@ fn foot(status: &Status) -> String {
     for line in &status.unwell {
         text += &format!("! {line}\n");
     }
+    text += &drift(status);
     if let Some(seen) = &status.verification {
         let (at, ok, skipped, warned, down) = (&seen.at, seen.ok, seen.skipped, seen.warned, seen.down);
         text +=
             &format!("last verification {at}: {ok} ok, {skipped} skipped, {warned} warned, {down} down\n");
     }
     text
+}
+
+/// What is not as larder left it. Nothing of it is down for that: it is none of what is not well.
+fn drift(status: &Status) -> String {
+    let mut text = String::new();
+    for one in status.drift.iter().flatten() {
+        text += &format!("~ /{}: {}\n", one.path, plain(&one.words()));
+        for line in one.diff.iter().flat_map(|diff| diff.lines()).take(DIFF_LINES) {
+            text += &format!("    {}\n", plain(line));
+        }
+        if one.diff.as_ref().is_some_and(|diff| diff.lines().count() > DIFF_LINES) {
+            text += "    ... the whole of it is in `larder status --output json`\n";
+        }
+        text += &one.note.as_ref().map_or_else(String::new, |note| format!("    ({})\n", plain(note)));
+    }
+    if !text.is_empty() {
+        text += "`larder apply` puts these right and keeps what was edited; with `--keep FILE` it leaves one alone\n";
+    }
+    if let Some(why) = &status.drift_unknown {
+        text += &format!("whether files were changed by hand is not known: {why} (run it as root)\n");
+    }
+    for path in &status.left_alone {
+        text += &format!("left alone: {path}\n");
+    }
+    if text.is_empty() { text } else { format!("\n{text}") }
 }
 
 /// Everything of one upstream.

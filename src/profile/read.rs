@@ -53,7 +53,17 @@ fn read_layers(root: &Path, documents: &mut Documents, problems: &mut Vec<Proble
         match open(root, &layer, OFlag::O_RDONLY | OFlag::O_NONBLOCK).map(File::from) {
             Err(Errno::ENOENT) => {}
             Err(e) => problems.push(unreadable(&name, e.into())),
-            Ok(file) => add(&name, read_file(file), documents, problems),
+            // A pipe that nobody writes to reads as an empty layer.
+            Ok(file) => match file.metadata() {
+                Ok(metadata) if metadata.is_file() || metadata.is_dir() => {
+                    add(&name, read_file(file), documents, problems);
+                }
+                Ok(_) => {
+                    let message = format!("read {name}: not a regular file");
+                    problems.push(Problem::error(None, message).help("put a file there, or take it away"));
+                }
+                Err(error) => problems.push(unreadable(&name, error)),
+            },
         }
     }
 }

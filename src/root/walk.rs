@@ -93,6 +93,31 @@ impl Root {
         }
     }
 
+    /// When what is at `path` last changed in any way, a link itself, in seconds since 1970. What is gone went when
+    /// a name in the nearest folder that is there last changed, or before.
+    ///
+    /// # Errors
+    /// On anything but absence.
+    pub fn last_change(&self, path: &str) -> Result<Option<u64>> {
+        let context = || format!("look at {}", self.show(path));
+        if let Some((parent, name)) = self.parent(path)?
+            && let Some(stat) =
+                there(fstatat(&parent, name, AtFlags::AT_SYMLINK_NOFOLLOW)).with_context(context)?
+        {
+            return Ok(u64::try_from(stat.st_ctime).ok());
+        }
+        let mut folder = super::folder_of(path);
+        loop {
+            match self.resolve(folder, OFlag::O_PATH) {
+                Ok(fd) => return Ok(u64::try_from(fstat(&fd).with_context(context)?.st_mtime).ok()),
+                Err(Errno::ENOENT | Errno::ENOTDIR) if !folder.is_empty() => {
+                    folder = super::folder_of(folder);
+                }
+                Err(errno) => return Err(errno).with_context(context),
+            }
+        }
+    }
+
     /// How much room there is where `path`, or the nearest folder above it, is.
     ///
     /// # Errors

@@ -11,7 +11,9 @@ use super::{
 };
 use crate::caches::{CacheOf, Caches};
 use crate::certificate::{self, SOON};
+use crate::drift::{self, Drift};
 use crate::host::state::{self, Properties};
+use crate::journal::Manifest;
 use crate::plan::UNIT_FOLDER;
 use crate::root::Root;
 use crate::store::{scrub, size::SizeFile, usage::Usage};
@@ -93,6 +95,10 @@ pub fn read(root: &Root) -> Result<Status> {
         let why = cache.certificate.as_ref().and_then(|certificate| certificate.why.as_ref());
         unwell.extend(why.cloned());
     }
+    let (drift, drift_unknown, left_alone) = match drifts(root) {
+        Ok((drift, left_alone)) => (Some(drift), None, left_alone),
+        Err(error) => (None, Some(format!("{error:#}")), Vec::new()),
+    };
     Ok(Status {
         version: 2,
         at: Time::now(),
@@ -101,8 +107,18 @@ pub fn read(root: &Root) -> Result<Status> {
         cache,
         watch,
         upstreams,
+        drift,
+        drift_unknown,
+        left_alone,
         verification,
     })
+}
+
+/// The manifest is root's, and so is much of what it lists: others learn why they do not learn it.
+fn drifts(root: &Root) -> Result<(Vec<Drift>, Vec<String>)> {
+    let manifest = Manifest::read(root)?;
+    let left_alone = drift::left_alone(&manifest).map(|path| root.show(path)).collect();
+    Ok((drift::read(root, &manifest)?, left_alone))
 }
 
 /// `larder-gc@ghcr.io.timer` is `gc` of `ghcr.io`, and a timer.

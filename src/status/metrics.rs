@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 
+use crate::drift::What;
+
 use super::{Endpoint, Health, Place, Registry, Status, Time, Upstream};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,8 @@ const FAMILIES: &[(&str, Kind, &str, &str)] = &[
     ("larder_watch_up", Gauge, "", "Whether somebody watches over the caches that containerd asks."),
     ("larder_endpoint_up", Gauge, "", "Whether an endpoint that containerd asks answers."),
     ("larder_endpoint_in_use", Gauge, "", "Whether containerd is told to ask it."),
+    ("larder_drift_files", Gauge, "", "Files of larder's that somebody changed, by what was done to them."),
+    ("larder_files_left_alone", Gauge, "", "Files that the operator keeps as they are."),
     ("larder_verification_timestamp_seconds", Gauge, "seconds", "When larder last proved this node."),
     ("larder_verification_checks", Gauge, "", "What it saw, by how it was."),
 ];
@@ -155,6 +159,14 @@ pub fn text(status: &Status) -> String {
     }
     if let Some(unit) = &status.watch {
         text.put("larder_watch_up", &[], unit.well);
+    }
+    if let Some(drift) = &status.drift {
+        for what in What::WORDS {
+            let count = drift.iter().filter(|one| one.what.word() == what).count();
+            text.put("larder_drift_files", &[("what", what)], u64::try_from(count).unwrap_or(u64::MAX));
+        }
+        let left_alone = u64::try_from(status.left_alone.len()).unwrap_or(u64::MAX);
+        text.put("larder_files_left_alone", &[], left_alone);
     }
     if let Some(seen) = &status.verification {
         let at = humantime::parse_rfc3339_weak(&seen.at).ok().map(Time::of);

@@ -56,6 +56,9 @@ fn status(upstreams: Vec<Upstream>) -> Status {
         }),
         watch: None,
         upstreams,
+        drift: None,
+        drift_unknown: None,
+        left_alone: Vec::new(),
         verification: None,
     }
 }

@@ -76,6 +76,9 @@ fn whole(host: &str) -> Status {
         }),
         watch: Some(unit("larder-watch.timer")),
         upstreams: vec![upstream],
+        drift: None,
+        drift_unknown: None,
+        left_alone: Vec::new(),
         verification: Some(Verification {
             at: "2026-11-21T15:08:03Z".to_owned(),
             ok: 9,
@@ -165,6 +168,9 @@ fn nothing_here_is_a_text_too() {
         cache: None,
         watch: None,
         upstreams: Vec::new(),
+        drift: None,
+        drift_unknown: None,
+        left_alone: Vec::new(),
         verification: None,
     };
     let text = text(&status);
