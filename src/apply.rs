@@ -223,8 +223,10 @@ fn intent(old: &Manifest, plan: &Plan, diff: &Diff) -> Manifest {
         let (kind, wrote) = match &change.action {
             Action::MakeDirectory { data: true, .. } => (Kind::Data, None),
             Action::MakeDirectory { .. } => (Kind::Directory, None),
+            // Where others wrote too, what was there before us is not all that is theirs: it is no longer ours to
+            // give back, or to start from.
             Action::WriteFile { bytes, content, .. } if content.is_edit() => {
-                (Kind::Edited, Some(digest(bytes)))
+                (Kind::Edited, (!others_wrote(old, change)).then(|| digest(bytes)))
             }
             Action::WriteFile { bytes, .. } => (Kind::File, Some(digest(bytes))),
             Action::Link { target } => (Kind::Link, Some((*target).to_owned())),
@@ -236,6 +238,12 @@ fn intent(old: &Manifest, plan: &Plan, diff: &Diff) -> Manifest {
     }
     adopt(&mut manifest, plan);
     manifest
+}
+
+/// Whether a file that we edit has been edited by others since.
+fn others_wrote(old: &Manifest, change: &Change) -> bool {
+    let ours = old.entries.get(&change.path).is_some_and(|owned| !owned.found);
+    ours && change.before != Entry::Absent && !old.wrote(&change.path, &change.before)
 }
 
 /// What was there already just as it shall be is recorded too: when it is no longer wanted, it stays.
@@ -275,7 +283,12 @@ fn commit(manifest: &mut Manifest, plan: &Plan, diff: &Diff) {
         }
         // What is planned is there now. `larder watch` may have died before it wrote what it had announced.
         match plan.resources.get(path) {
-            Some(Resource::File { bytes, .. }) => owned.wrote = vec![digest(bytes)],
+            Some(Resource::File { bytes, content, .. }) => {
+                let now = digest(bytes);
+                if !content.is_edit() || owned.wrote.contains(&now) {
+                    owned.wrote = vec![now];
+                }
+            }
             None if plan.part => {}
             _ => owned.wrote = owned.wrote.pop().into_iter().collect(),
         }

@@ -323,16 +323,28 @@ impl Root {
     pub fn make_directory(&self, path: &str, access: Access) -> Result<()> {
         let context = || format!("make {}", self.show(path));
         let (parent, name) = self.parent_for_writing(path)?;
-        // One that a kill leaves here is root's already, as it shall be; another owner's is closed until it is his.
-        let first = match access.owner {
-            Owner::Root => Mode::from_bits_truncate(access.mode),
-            Owner::Id { .. } => Mode::S_IRWXU,
+        let make = |name: &str, mode: Mode| {
+            mkdirat(&parent, name, mode)?;
+            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            set_access(&openat(&parent, name, flags, Mode::empty())?, access)
         };
-        mkdirat(&parent, name, first).with_context(context)?;
-        let fd =
-            openat(&parent, name, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-                .with_context(context)?;
-        set_access(&fd, access).with_context(context)
+        match access.owner {
+            // One that a kill leaves here is root's already, as it shall be.
+            Owner::Root => make(name, Mode::from_bits_truncate(access.mode)).with_context(context),
+            // Another's would stay root's, and nobody asks again: it gets its name last, like a file.
+            Owner::Id { .. } => {
+                if self.entry(path)? != Entry::Absent {
+                    return Err(Errno::EEXIST).with_context(context);
+                }
+                let temporary = temporary();
+                make(&temporary, Mode::S_IRWXU)
+                    .and_then(|()| renameat(&parent, temporary.as_str(), &parent, name))
+                    .inspect_err(|_| {
+                        let _ = unlinkat(&parent, temporary.as_str(), UnlinkatFlags::RemoveDir);
+                    })
+                    .with_context(context)
+            }
+        }
     }
 
     /// Makes every folder of `path` that is missing, durably. Another run may be doing the same.
@@ -344,7 +356,7 @@ impl Root {
         for folder in ends.filter_map(|end| path.get(..end)) {
             if !self.exists(folder) {
                 match self.make_directory(folder, access) {
-                    Err(_) if self.exists(folder) => {}
+                    Err(error) if error.downcast_ref::<Errno>() == Some(&Errno::EEXIST) => {}
                     result => result?,
                 }
                 self.sync_folder(folder)?;
@@ -382,7 +394,7 @@ impl Root {
     ) -> Result<Staged<'_>> {
         let context = || format!("write {}", self.show(path));
         let (parent, _) = self.parent_for_writing(path)?;
-        let temporary = format!("{TEMPORARY}{:016x}", random());
+        let temporary = temporary();
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(&parent, temporary.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)
             .with_context(context)?;
@@ -498,7 +510,7 @@ impl Root {
     pub fn link(&self, path: &str, target: &str) -> Result<()> {
         let context = || format!("link {}", self.show(path));
         let (parent, name) = self.parent_for_writing(path)?;
-        let temporary = format!("{TEMPORARY}{:016x}", random());
+        let temporary = temporary();
         symlinkat(target, &parent, temporary.as_str()).with_context(context)?;
         // Links have no mode of their own; the owner may be another in a user namespace.
         fchownat(
@@ -557,7 +569,11 @@ impl Root {
     pub fn sweep(&self, folder: &str) -> Result<()> {
         for name in self.list(folder)? {
             if name.starts_with(TEMPORARY) {
-                self.remove(&if folder.is_empty() { name } else { format!("{folder}/{name}") })?;
+                let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+                match self.entry(&path)? {
+                    Entry::Directory { .. } => self.remove_empty_directory(&path)?,
+                    _ => self.remove(&path)?,
+                }
             }
         }
         Ok(())
@@ -633,6 +649,6 @@ fn remove_below(parent: &OwnedFd, name: OsString) -> nix::Result<()> {
 }
 
 /// A name that nobody can guess: the standard library seeds its hasher from the kernel's random numbers.
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
+fn temporary() -> String {
+    format!("{TEMPORARY}{:016x}", RandomState::new().build_hasher().finish())
 }

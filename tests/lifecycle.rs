@@ -193,6 +193,26 @@ fn what_others_wrote_into_containerd_config_stays() {
     assert_eq!(machine.read(path), edited, "it is not only ours any more");
 }
 
+/// Whether a run has something else to change, or has our own setting of it to change.
+#[test]
+fn what_others_wrote_into_containerd_config_stays_whatever_else_changes() {
+    let moved = "containerd: { certs_dir: /etc/containerd/other.d }\n";
+    for other in [SEED.replace("port: 5010", "port: 5011"), SEED.replace("containerd: {}\n", moved)] {
+        let machine = Machine::debian();
+        machine.apply(SEED);
+        let path = "etc/containerd/config.toml";
+        machine.write(path, format!("{}\n[debug]\n  level = \"debug\"\n", machine.read(path)));
+        machine.apply(&other);
+        let edited = machine.read(path);
+        assert!(edited.contains("[debug]"), "{edited}");
+        let plan = machine.larder(&["plan"], &other);
+        assert_eq!(plan.status.code(), Some(0), "{}", text(&plan));
+        assert_eq!(machine.apply(&other), "nothing to change\n");
+        machine.apply(&other.split("containerd:").next().unwrap());
+        assert_eq!(machine.read(path), edited, "it is not only ours any more");
+    }
+}
+
 #[test]
 fn debians_own_registry_is_masked_and_comes_back() {
     let machine = Machine::debian();
