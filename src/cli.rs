@@ -249,12 +249,22 @@ enum UnitStep {
 /// Runs one command and returns the exit code.
 #[must_use]
 pub fn run(cli: Cli) -> u8 {
-    // Programs that we run make files for others to read: under another mask `netplan` writes them so that
-    // systemd-networkd, a user of its own, cannot, and lets go of the link. Ours have their modes from us.
-    umask(Mode::from_bits_truncate(0o022));
+    umask(Mode::from_bits_truncate(mask(&cli.command)));
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) => report_error(&error),
+    }
+}
+
+/// Our own files have their modes from us; this is for the programs that we run. Those that manage the network make
+/// files for others to read: under another mask `netplan` writes them so that systemd-networkd, a user of its own,
+/// cannot, and lets go of the link. What registries and their collectors make is for nobody else.
+fn mask(command: &Command) -> u32 {
+    match command {
+        Command::Unit { step: UnitStep::RestoreNetwork } => 0o022,
+        Command::Unit { .. } | Command::Gc { .. } | Command::Scrub { .. } | Command::Tend { .. } => 0o027,
+        Command::Status(_) | Command::Watch { .. } => 0o077,
+        _ => 0o022,
     }
 }
 

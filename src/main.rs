@@ -12,7 +12,5 @@ use larder::cli::{self, Cli};
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
-    // systemd-networkd must be able to read what its tools write on our behalf.
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     ExitCode::from(cli::run(Cli::parse()))
 }

@@ -22,6 +22,11 @@ pub const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
 const STDOUT_LIMIT: usize = 16 << 20;
 const STDERR_LIMIT: usize = 64 << 10;
 
+/// Set by units that keep `larder apply` in a sandbox (`larder.service`).
+const SANDBOX: &str = "LARDER_SANDBOX";
+/// From the deadline to the end of what runs outside, which a kill of ours does not reach.
+const OUTSIDE_GRACE: Duration = Duration::from_secs(2);
+
 /// A killed process can stay in the kernel, in a hung NFS read for example.
 const REAP_LIMIT: Duration = Duration::from_secs(1);
 
@@ -32,6 +37,7 @@ pub struct Invocation<'a> {
     args: &'a [&'a str],
     env: Vec<(&'a str, &'a str)>,
     quiet: bool,
+    outside: bool,
     stdin: Option<&'a str>,
 }
 
@@ -106,13 +112,22 @@ fn is_executable(path: &Path) -> bool {
 impl<'a> Invocation<'a> {
     #[must_use]
     pub fn new(program: &'a str, args: &'a [&'a str]) -> Self {
-        Self { program, args, env: Vec::new(), quiet: false, stdin: None }
+        Self { program, args, env: Vec::new(), quiet: false, outside: false, stdin: None }
     }
 
     /// Lets its standard output go nowhere: a collector names every blob that it looks at.
     #[must_use]
     pub fn quiet(mut self) -> Self {
         self.quiet = true;
+        self
+    }
+
+    /// Runs it outside of the sandbox of our unit, if there is one, by systemd itself (systemd-run(1)): what a
+    /// manager of the network or of containers calls on its way is other people's, needs more than we do, and may go on
+    /// when we are gone.
+    #[must_use]
+    pub fn outside(mut self) -> Self {
+        self.outside = true;
         self
     }
 
@@ -139,11 +154,37 @@ impl<'a> Invocation<'a> {
         Err(Error::Failed { command: self.to_string(), status: output.status, said: said.to_owned() })
     }
 
+    /// What makes a transient unit of it that ends as the program does, and leaves alone whom the program has left
+    /// behind. Variables go by their names: values would be seen in the list of processes.
+    fn transient(&self, deadline: Instant) -> Vec<String> {
+        let left = deadline.saturating_duration_since(Instant::now()).saturating_add(OUTSIDE_GRACE);
+        let words = ["--quiet", "--no-ask-password", "--wait", "--pipe", "--collect"].map(str::to_owned);
+        let properties = [
+            // Nothing that is still to start may be waited for: we may be what it waits for.
+            "--property=DefaultDependencies=no".to_owned(),
+            "--property=KillMode=process".to_owned(),
+            format!("--property=RuntimeMaxSec={}s", left.as_secs().max(1)),
+        ];
+        let names = ["PATH", "LC_ALL"].into_iter().chain(self.env.iter().map(|(name, _)| *name));
+        let names = names.map(|name| format!("--setenv={name}"));
+        words.into_iter().chain(properties).chain(names).chain(["--".to_owned()]).collect()
+    }
+
     /// Runs it to its end, however it ends, as long as that is before `deadline`.
     pub fn output(&self, deadline: Instant) -> Result<Output, Error> {
         let io_error = |source| Error::Io { command: self.to_string(), source };
         let path = find(self.program).ok_or_else(|| Error::NotFound { program: self.program.to_owned() })?;
-        let mut child = std::process::Command::new(path)
+        let outside = self.outside && std::env::var_os(SANDBOX).is_some();
+        let mut command = if outside {
+            let by = "systemd-run";
+            let by = find(by).ok_or_else(|| Error::NotFound { program: by.to_owned() })?;
+            let mut command = std::process::Command::new(by);
+            command.args(self.transient(deadline)).arg(path);
+            command
+        } else {
+            std::process::Command::new(path)
+        };
+        let mut child = command
             .args(self.args)
             .env_clear()
             .env("PATH", SEARCH_PATH)
@@ -334,6 +375,15 @@ mod tests {
         let mut lines: Vec<&str> = output.stdout.lines().collect();
         lines.sort_unstable();
         assert_eq!(lines, ["LARDER_TEST=a b", "LC_ALL=C", &format!("PATH={SEARCH_PATH}")]);
+    }
+
+    #[test]
+    fn no_value_of_a_variable_is_an_argument_of_what_runs_outside() {
+        let words = Invocation::new("podman", &["pull"]).env("HTTP_PROXY", "http://a:b@c").outside();
+        let words = words.transient(soon());
+        assert!(words.contains(&"--setenv=HTTP_PROXY".to_owned()), "{words:?}");
+        assert!(!words.iter().any(|word| word.contains("a:b")), "{words:?}");
+        assert_eq!(words.last().map(String::as_str), Some("--"));
     }
 
     #[test]

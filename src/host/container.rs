@@ -23,7 +23,7 @@ const PASSED_ON: [&str; 7] =
 fn ask(runtime: ContainerRuntime, args: &[&str], limit: Duration) -> Result<String> {
     let environment: Vec<(&str, String)> =
         PASSED_ON.into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?))).collect();
-    let invocation = Invocation::new(runtime.name(), args).env("HOME", "/root");
+    let invocation = Invocation::new(runtime.name(), args).env("HOME", "/root").outside();
     let invocation = environment.iter().fold(invocation, |to, (name, value)| to.env(name, value));
     Ok(invocation.run(Instant::now() + limit)?.stdout)
 }

@@ -159,11 +159,11 @@ impl Build<'_> {
         self.ports(&forms);
         self.sizes(&forms, cache.as_ref().and_then(|cache| cache.value.max_size));
         if let Some(listen) = listen {
-            self.loops(&forms, listen, own.unwrap_or_default());
             let access_is_said = match &cache {
                 Some(cache) => cache.value.access.is_some(),
                 None => false,
             };
+            self.loops(&forms, listen, own.unwrap_or_default(), access_is_said);
             self.open_credentials(&forms, listen, access_is_said);
         }
         let metrics = match (&mut cache, listen) {

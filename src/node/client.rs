@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 use super::build::Build;
 use super::choices::MirrorForm;
 use super::form;
+use super::text::no_registry;
 use super::upstream::is_here;
 use super::values::Keyed;
 use super::{
@@ -99,6 +100,9 @@ impl Build<'_> {
         let CacheName::Address(address) = cache.value.name else { return };
         if address.is_unspecified() || address.is_multicast() {
             let message = format!("containerd.caches: {address} is no machine's address");
+            self.error(cache.place, message, "write the address on which the cache listens");
+        } else if let Err(got) = no_registry(address) {
+            let message = format!("containerd.caches: wanted a cache's address, {got}");
             self.error(cache.place, message, "write the address on which the cache listens");
         }
         let is_own = match fleet.listen {

@@ -65,12 +65,24 @@ pub(super) fn all(schedule: Option<At<ScheduleForm>>, default: Schedule) -> Sche
 pub(super) fn is_here(url: &RemoteUrl, listen: Listen, own: &[At<IpNetwork>]) -> bool {
     let name = url.host_and_port().0;
     match name.parse::<IpAddr>() {
-        Err(_) => name == "localhost",
+        Err(_) => is_localhost(name),
         Ok(ip) => match listen {
             Listen::Address(listen) => ip == listen,
             Listen::Any => ip.is_loopback() || own.iter().any(|address| address.value.ip() == ip),
         },
     }
+}
+
+fn is_loopback(url: &RemoteUrl) -> bool {
+    let name = url.host_and_port().0;
+    name.parse::<IpAddr>().map_or_else(|_| is_localhost(name), |ip| ip.is_loopback())
+}
+
+/// By RFC 6761 section 6.3, and what Debian's /etc/hosts has besides.
+fn is_localhost(name: &str) -> bool {
+    name == "localhost"
+        || name.ends_with(".localhost")
+        || matches!(name, "localhost.localdomain" | "ip6-localhost" | "ip6-loopback")
 }
 
 impl Build<'_> {
@@ -245,7 +257,10 @@ impl Build<'_> {
         upstreams: &[(At<UpstreamHost>, form::Upstream)],
         listen: Listen,
         own: &[At<IpNetwork>],
+        access_is_said: bool,
     ) {
+        let is_loopback_only =
+            access_is_said || matches!(listen, Listen::Address(address) if address.is_loopback());
         let ports: HashMap<u16, Place> = upstreams
             .iter()
             .filter_map(|(_, form)| form.port.map(|port| (port.value.get(), port.place)))
@@ -261,6 +276,15 @@ impl Build<'_> {
                 let message = format!("upstreams.{}.remote: {remote} is this node's own cache", host.value);
                 let problem = Problem::error(place, message).related(*at, "served here");
                 self.report(problem.help("write the upstream's own URL"));
+            } else if is_loopback(&remote) && !is_loopback_only {
+                let message = format!(
+                    "upstreams.{}.remote: {remote} answers this machine alone, and the cache passes it on to the network",
+                    host.value
+                );
+                let problem = Problem::warning(place, message);
+                self.report(problem.help(
+                    "write `cache.access`, the networks that may ask, or `cache.listen: 127.0.0.1` for this machine's own",
+                ));
             }
         }
     }

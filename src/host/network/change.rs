@@ -121,7 +121,11 @@ pub fn states(links: &BTreeSet<Managed>) -> Result<BTreeMap<String, LinkState>> 
 }
 
 fn manager(program: &str, args: &[&str]) -> Result<()> {
-    command::run(program, args, Instant::now() + MANAGER_LIMIT)?;
+    let invocation = command::Invocation::new(program, args);
+    // These run what the operator has put into their folders, and start programs that stay.
+    let foreign = matches!(program, "ifup" | "ifdown" | "netplan");
+    let invocation = if foreign { invocation.outside() } else { invocation };
+    invocation.run(Instant::now() + MANAGER_LIMIT)?;
     Ok(())
 }
 

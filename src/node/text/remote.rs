@@ -72,6 +72,7 @@ fn upstream_host(text: &str) -> Result<(), String> {
     at_most(text, HOST_MAX)?;
     let (host, port) = split_port(text)?;
     lower_host(host)?;
+    no_registry_host(host)?;
     // The distribution reference grammar takes `ghcr/x` for `docker.io/ghcr/x`.
     if port.is_none() && !host.contains('.') && host != "localhost" {
         return Err(format!(
@@ -104,7 +105,67 @@ fn lower_host(host: &str) -> Result<(), String> {
     domain(host)
 }
 
-/// RFC 1123 section 2.1, and an all-digit last label only as part of an IPv4 address.
+/// A cloud answers its machines there, with their credentials, whatever network they are in: not link-local, so known
+/// by heart (Alibaba, Azure, Oracle; Amazon and Google by IPv6).
+const METADATA: [IpAddr; 5] = [
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+];
+const METADATA_NAMES: [&str; 3] = ["metadata.google.internal", "metadata.goog", "instance-data.ec2.internal"];
+
+/// What no registry has for an address. A cache passes on what it reaches, to whoever asks it: a link-local address is
+/// where a cloud tells a machine its secrets.
+///
+/// # Errors
+/// What it is, as the end of a sentence.
+pub fn no_registry(ip: IpAddr) -> Result<(), String> {
+    let what = match ip {
+        _ if ip.is_unspecified() => "the address of none",
+        _ if ip.is_multicast() => "a multicast address",
+        _ if METADATA.contains(&ip) => "a cloud's metadata service, which no cache may pass on",
+        IpAddr::V4(v4) if v4.is_link_local() => {
+            "a link-local address: a cloud's metadata service is at one, which no cache may pass on"
+        }
+        IpAddr::V4(v4) if matches!(v4.octets(), [0 | 240.., ..]) => "a reserved address",
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            "a link-local address, which means nothing without its interface"
+        }
+        IpAddr::V6(v6) => match inner(v6) {
+            Some(v4) => return Err(format!("got `{ip}`, {v4} in IPv6 dress: write the IPv4 address")),
+            None => return Ok(()),
+        },
+        IpAddr::V4(_) => return Ok(()),
+    };
+    Err(format!("got `{ip}`, {what}"))
+}
+
+/// The IPv4 address that packets to this one end at: mapped (RFC 4291), by NAT64 (RFC 6052) or 6to4 (RFC 3056).
+fn inner(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
+    match v6.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(v4(high, low)),
+        [0, 0, 0, 0, 0, 0, high, low] if high != 0 => Some(v4(high, low)),
+        [0x2002, high, low, ..] => Some(v4(high, low)),
+        _ => None,
+    }
+}
+
+/// The same for a host as it is written.
+fn no_registry_host(host: &str) -> Result<(), String> {
+    if let Ok(ip) = host.parse() {
+        return no_registry(ip);
+    }
+    if METADATA_NAMES.iter().any(|name| host.eq_ignore_ascii_case(name)) {
+        return Err(format!("got `{host}`, a cloud's metadata service, which no cache may pass on"));
+    }
+    Ok(())
+}
+
+/// RFC 1123 section 2.1, and a number as the last label only as part of an IPv4 address: `0xa9fea9fe` is one to the C
+/// library (inet_aton(3)).
 fn domain(name: &str) -> Result<(), String> {
     only(name, |c| c.is_ascii_alphanumeric() || c == '-' || c == '.')?;
     if name.is_empty() {
@@ -122,8 +183,12 @@ fn domain(name: &str) -> Result<(), String> {
             return Err(format!("got `{label}`, a label with a hyphen at its end"));
         }
     }
-    let digits = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
-    if name.rsplit('.').next().is_some_and(digits) && name.parse::<Ipv4Addr>().is_err() {
+    let number = |label: &str| {
+        let hex = label.strip_prefix("0x").or_else(|| label.strip_prefix("0X"));
+        label.bytes().all(|b| b.is_ascii_digit())
+            || hex.is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    };
+    if name.rsplit('.').next().is_some_and(number) && name.parse::<Ipv4Addr>().is_err() {
         return Err(format!("got `{name}`, which is neither a name nor an IPv4 address"));
     }
     Ok(())
@@ -155,14 +220,19 @@ fn remote_url(text: &str) -> Result<(), String> {
             let Some((address, port)) = literal.split_once(']') else {
                 return Err("got `[` without `]`".to_owned());
             };
-            if address.parse::<Ipv6Addr>().is_err() {
+            let Ok(ip) = address.parse::<Ipv6Addr>() else {
                 return Err("got no IPv6 address in the brackets".to_owned());
-            }
+            };
+            no_registry(ip.into())?;
             if !split_port(port)?.0.is_empty() {
                 return Err("got text after the brackets".to_owned());
             }
         }
-        None => lower_host(split_port(authority)?.0)?,
+        None => {
+            let host = split_port(authority)?.0;
+            lower_host(host)?;
+            no_registry_host(host)?;
+        }
     }
     only(path, |c| c.is_ascii_alphanumeric() || "/._~-".contains(c))?;
     let inner = path.strip_suffix('/').unwrap_or(path);

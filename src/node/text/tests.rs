@@ -51,6 +51,9 @@ fn upstream_hosts() {
             ("index.docker.io", "calls `docker.io`"),
             ("_default", "got `_` in it"),
             ("::1", "for a port"),
+            ("169.254.169.254", "link-local"),
+            ("metadata.google.internal", "metadata service"),
+            ("0xa9fea9fe", "neither a name nor an IPv4"),
         ],
     );
     let long = format!("{}.io", "a.".repeat(100));
@@ -225,5 +228,57 @@ fn numbers() {
     assert_eq!(Mtu::parse("1500").unwrap().get(), 1500);
     for text in ["575", "65536", "010"] {
         assert!(Mtu::parse(text).is_err(), "{text:?}: wanted it refused");
+    }
+}
+
+#[test]
+fn urls_that_lead_to_a_metadata_service_are_refused_in_every_dress() {
+    for host in [
+        "169.254.169.254",
+        "169.254.169.254:80",
+        "169.254.170.2",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "[fd00:ec2::254]",
+        "[fd20:ce::254]",
+        "[fe80::1]",
+        "[fe80::1%25eth0]",
+        "[fe80::1%eth0]",
+        "[::ffff:169.254.169.254]",
+        "[::ffff:a9fe:a9fe]",
+        "[::169.254.169.254]",
+        "[64:ff9b::a9fe:a9fe]",
+        "[2002:a9fe:a9fe::1]",
+        "2852039166",
+        "0xa9fea9fe",
+        "0xa9.0xfe.0xa9.0xfe",
+        "169.254.0xa9fe",
+        "0251.0376.0251.0376",
+        "169.254.43518",
+        "metadata.google.internal",
+        "metadata.google.internal.",
+        "metadata.goog",
+        "instance-data.ec2.internal",
+        "0.0.0.0",
+        "0.0.0.0:5000",
+        "[::]:5000",
+        "0",
+        "0x0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "[ff02::1]",
+        "169.254.169.254@registry.example.com",
+        "registry.example.com@169.254.169.254",
+        "registry.example.com#@169.254.169.254",
+        "registry.example.com\\@169.254.169.254",
+    ] {
+        for scheme in ["http", "https"] {
+            let url = format!("{scheme}://{host}/");
+            assert!(RemoteUrl::parse(&url).is_err(), "{url}: wanted it refused");
+        }
+    }
+    for good in ["http://10.0.0.1:5000", "http://[fd00:20::1]:5000", "http://127.0.0.1:8080", "https://[2001:db8::1]"] {
+        assert!(RemoteUrl::parse(good).is_ok(), "{good}: wanted it taken");
     }
 }
