@@ -54,10 +54,15 @@ record! {
     /// The registry program: a binary, or an image with what runs it.
     struct EngineMap {
         /// The registry binary.
+        #[otherwise = "a container"]
+        #[example = "/usr/local/bin/registry"]
         binary: AbsolutePath,
         /// What runs the image.
+        #[otherwise = "a binary"]
+        #[example = "podman"]
         container: ContainerRuntime,
         /// The registry's image by its name, or `file:` and the path of an archive.
+        #[otherwise = "a binary"]
         image: At<Image>,
     }
 }
@@ -177,7 +182,7 @@ impl Decode for Secret {
                 "type": "object", "properties": { key: schema }, "required": [key], "additionalProperties": false,
             })
         };
-        json!({ "oneOf": [
+        json!({ "title": "A secret: the text itself, or where it is: `{ file: PATH }`, `{ credential: NAME }` (systemd's) or `{ env: NAME }` (of `larder apply`)", "examples": [{ "file": "/etc/larder/secrets/NAME" }], "oneOf": [
             { "type": "string", "minLength": 1, "description": "The secret itself." },
             one("file", AbsolutePath::schema(), "A file that holds the secret."),
             one("credential", CredentialName::schema(), "A systemd credential."),
@@ -213,8 +218,8 @@ impl Decode for MirrorUrl {
         let mut schema = RemoteUrl::schema();
         set(
             &mut schema,
-            "description",
-            "An endpoint's URL: http or https, host, optional port, optional path; no credentials in it",
+            "title",
+            "A URL: http or https, host, optional port, optional path; no credentials in it",
         );
         set(&mut schema, "examples", json!(["https://mirror.gcr.io"]));
         schema

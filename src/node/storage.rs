@@ -137,44 +137,73 @@ record! {
         #[required = "region: eu-central-1"]
         region: StoreName,
         /// A server of your own.
+        #[otherwise = "Amazon's"]
+        #[example = "https://s3.lab.internal"]
         regionendpoint: RemoteUrl,
-        /// Whether a server of your own is asked by path rather than by the bucket's name; `true` by default (3.x).
+        /// Whether a server of your own is asked by path rather than by the bucket's name.
+        #[otherwise = "`true` where there is a `regionendpoint` (3.x)"]
         forcepathstyle: At<bool>,
-        /// Absent: what the machine itself is given (IAM).
+        /// Who the registry is there.
+        #[otherwise = "what the machine itself is given (IAM)"]
         accesskey: At<Secret>,
         /// Belongs to `accesskey`.
+        #[otherwise = "none"]
         secretkey: At<Secret>,
         /// The prefix in the bucket; each upstream has a folder in it.
+        #[default = "/"]
+        #[example = "/fleet"]
         rootdirectory: AbsolutePath,
         /// Whether the store encrypts what it is given.
+        #[otherwise = "Distribution's own"]
         encrypt: bool,
         /// The KMS key to encrypt with.
+        #[otherwise = "none"]
         keyid: StoreName,
         /// Whether an endpoint without a scheme is asked by https.
+        #[otherwise = "Distribution's own"]
         secure: bool,
         /// Take any certificate.
+        #[otherwise = "Distribution's own"]
         skipverify: bool,
         /// Whether requests are signed by version 4.
+        #[otherwise = "Distribution's own"]
         v4auth: bool,
         /// Bytes of a part of an upload.
+        #[otherwise = "Distribution's own"]
+        #[example = "10485760"]
         chunksize: ChunkSize,
         /// Bytes of a part of a copy.
+        #[otherwise = "Distribution's own"]
+        #[example = "33554432"]
         multipartcopychunksize: ChunkSize,
         /// Parts of a copy at once.
+        #[otherwise = "Distribution's own"]
+        #[example = "100"]
         multipartcopymaxconcurrency: Within<1, 1_000>,
         /// Bytes above which a copy is made in parts.
+        #[otherwise = "Distribution's own"]
+        #[example = "33554432"]
         multipartcopythresholdsize: Within<0, 5_368_709_120>,
         /// What objects are stored as.
+        #[otherwise = "Distribution's own"]
+        #[example = "STANDARD_IA"]
         storageclass: StorageClass,
         /// Who may read the objects.
+        #[otherwise = "Distribution's own"]
+        #[example = "private"]
         objectacl: ObjectAcl,
         /// Amazon's endpoints with IPv6 (3.x).
+        #[otherwise = "Distribution's own"]
         usedualstack: bool,
         /// Amazon's transfer acceleration (3.x).
+        #[otherwise = "Distribution's own"]
         accelerate: bool,
         /// Amazon's FIPS endpoints (3.x).
+        #[otherwise = "Distribution's own"]
         usefipsendpoint: bool,
         /// What the driver says of its requests (3.x).
+        #[otherwise = "Distribution's own"]
+        #[example = "debug"]
         loglevel: LogLevel,
     }
 }
@@ -190,20 +219,34 @@ record! {
         #[required = "container: registry"]
         container: StoreName,
         /// The account's key.
+        #[otherwise = "`credentials`"]
         accountkey: At<Secret>,
         /// Another way to show who asks.
+        #[otherwise = "`accountkey`"]
+        #[example = "{ type: default_credentials }"]
         credentials: At<AzureCredentials>,
         /// The domain of a national cloud.
+        #[otherwise = "Distribution's own"]
+        #[example = "core.chinacloudapi.cn"]
         realm: StoreName,
         /// A server of your own.
+        #[otherwise = "Azure's"]
+        #[example = "https://blob.lab.internal"]
         serviceurl: RemoteUrl,
         /// The prefix in the container; each upstream has a folder in it.
+        #[default = "/"]
+        #[example = "/fleet"]
         rootdirectory: AbsolutePath,
         /// How often a request is tried again.
+        #[otherwise = "Distribution's own"]
+        #[example = "5"]
         max_retries: Within<1, 1_000>,
         /// How long it waits before.
+        #[otherwise = "Distribution's own"]
+        #[example = "100ms"]
         retry_delay: Duration,
         /// Take any certificate.
+        #[otherwise = "Distribution's own"]
         skipverify: bool,
     }
 }
@@ -242,14 +285,17 @@ impl Decode for AzureCredentials {
             set(&mut schema, "description", about);
             schema
         };
+        let mut kind = AzureAuth::schema();
+        set(&mut kind, "examples", json!(["default_credentials"]));
         json!({
             "type": "object", "required": ["type"], "additionalProperties": false,
             "properties": {
-                "type": about(AzureAuth::schema(), "`default_credentials` is what the machine itself is given."),
-                "clientid": about(nullable(StoreName::schema()), "Of an application."),
-                "tenantid": about(nullable(StoreName::schema()), "Its directory."),
-                "secret": about(nullable(Secret::schema()), "Its secret."),
+                "type": about(kind, "`default_credentials` is what the machine itself is given."),
+                "clientid": about(nullable(StoreName::schema()), "Of an application. By default: none."),
+                "tenantid": about(nullable(StoreName::schema()), "Its directory. By default: none."),
+                "secret": about(nullable(Secret::schema()), "Its secret. By default: none."),
             },
+            "x-order": ["type", "clientid", "tenantid", "secret"],
         })
     }
 }
@@ -261,13 +307,21 @@ record! {
         /// The bucket.
         #[required = "bucket: registry-cache"]
         bucket: StoreName,
-        /// A service account's key as JSON: its path, or where else it is; absent: what the machine is given.
+        /// A service account's key as JSON: its path, or where else it is.
+        #[otherwise = "what the machine itself is given"]
+        #[example = "/etc/larder/secrets/gcs.json"]
         keyfile: At<KeyFile>,
         /// The prefix in the bucket; each upstream has a folder in it.
+        #[default = "/"]
+        #[example = "/fleet"]
         rootdirectory: AbsolutePath,
         /// Bytes of a part of an upload, a multiple of 256 KiB.
+        #[otherwise = "Distribution's own"]
+        #[example = "5242880"]
         chunksize: At<Within<262_144, 5_368_709_120>>,
         /// Requests at once.
+        #[otherwise = "Distribution's own"]
+        #[example = "50"]
         maxconcurrency: Within<25, 1_000_000>,
     }
 }

@@ -14,7 +14,7 @@ impl<T: Text> Decode for T {
     }
 
     fn schema() -> Json {
-        json!({ "type": "string", "pattern": T::PATTERN, "examples": T::EXAMPLES, "description": T::DESCRIPTION })
+        json!({ "type": "string", "pattern": T::PATTERN, "examples": T::EXAMPLES, "title": T::DESCRIPTION })
     }
 }
 
@@ -60,7 +60,7 @@ impl<K: Text, V: Decode> Decode for Keyed<K, V> {
         let value = nullable(V::schema());
         json!({
             "type": "object",
-            "propertyNames": { "pattern": K::PATTERN },
+            "propertyNames": { "pattern": K::PATTERN, "title": K::DESCRIPTION, "examples": K::EXAMPLES },
             "additionalProperties": value,
         })
     }
@@ -166,9 +166,11 @@ record! {
     /// When a registry is restarted.
     #[written = "{ at: hourly, always: true }"]
     struct RestartMap {
-        /// When: hourly by default.
+        /// When.
+        #[default = "hourly"]
         at: At<ScheduleForm>,
         /// `true`: also one that is small and well.
+        #[default = "false"]
         always: bool,
     }
 }
@@ -221,6 +223,10 @@ impl Decode for ScheduleForm {
     }
 
     fn schema() -> Json {
-        json!({ "type": "string", "pattern": Calendar::PATTERN, "examples": ["weekly", "never", "Sun 03:00"] })
+        json!({
+            "type": "string", "pattern": Calendar::PATTERN, "examples": ["weekly", "never", "Sun 03:00"],
+            "title": "A schedule: `never`, `hourly`, `daily`, `weekly`, `monthly`, or a systemd calendar expression \
+                      (systemd.time(7)) in quotes",
+        })
     }
 }

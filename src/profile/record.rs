@@ -27,7 +27,46 @@ pub(crate) fn description(lines: &[&str]) -> Json {
     lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ").into()
 }
 
-/// A map with these keys and no others, `written` like that in short. A field with `#[required = "an example"]` must be there.
+/// A text of ours as JSON: a default or an example as a profile writes it.
+pub(crate) fn written(yaml: &str) -> Json {
+    serde_yaml::from_str(yaml).unwrap_or_else(|_| yaml.into())
+}
+
+/// Completes the schema of one key.
+pub(crate) fn annotate(schema: &mut Json, name: &str, about: &About) {
+    let mut text = description(about.doc);
+    if let (Some(words), Some(doc)) = (about.otherwise, text.as_str()) {
+        text = format!("{doc}{BY_DEFAULT}{words}.").into();
+    }
+    set(schema, "description", text);
+    if let Some(default) = about.default {
+        set(schema, "default", written(default));
+    }
+    let required = about.required.map(written).and_then(|line| line.get(name).cloned());
+    if let Some(example) = about.example.map(written).or(required) {
+        set(schema, "examples", json!([example]));
+    }
+}
+
+/// Between what a key means and what is so without it, in a description.
+pub(crate) const BY_DEFAULT: &str = " By default: ";
+
+/// What is written about one key.
+pub(crate) struct About<'a> {
+    pub(crate) doc: &'a [&'a str],
+    /// A line with the key.
+    pub(crate) required: Option<&'a str>,
+    /// A value, as YAML.
+    pub(crate) default: Option<&'a str>,
+    /// Words, for what no value says.
+    pub(crate) otherwise: Option<&'a str>,
+    /// A value, as YAML.
+    pub(crate) example: Option<&'a str>,
+}
+
+/// A map with these keys and no others, `written` like that in short. A field with `#[required = "an example"]` must be
+/// there. Without an optional one its `#[default = "a value"]` counts, or what `#[otherwise = "words"]` say.
+/// `#[example = "a value"]` is for the reader of the schema, where the type's own example does not fit.
 macro_rules! record {
     (
         $(#[doc = $doc:literal])*
@@ -35,7 +74,10 @@ macro_rules! record {
         $visibility:vis struct $name:ident {
             $(
                 $(#[doc = $about:literal])*
-                $(#[required = $example:literal])?
+                $(#[required = $required:literal])?
+                $(#[default = $default:literal])?
+                $(#[otherwise = $otherwise:literal])?
+                $(#[example = $example:literal])?
                 $field:ident: $type:ty,
             )*
         }
@@ -62,7 +104,7 @@ macro_rules! record {
                 }
                 $($(
                     if fields.get(stringify!($field)).is_none_or(|field| field.value.is_null()) {
-                        decoder.missing(stringify!($field), value, $example);
+                        decoder.missing(stringify!($field), value, $required);
                     }
                 )?)*
                 Some(record)
@@ -72,22 +114,31 @@ macro_rules! record {
                 let mut properties = serde_json::Map::new();
                 let mut required: Vec<&str> = Vec::new();
                 $({
-                    let example: Option<&str> = [$($example)?].first().copied();
-                    let schema = <$type as $crate::profile::decode::Decode>::schema();
-                    let mut schema = match example {
-                        Some(_) => schema,
-                        None => $crate::profile::record::nullable(schema),
+                    let about = $crate::profile::record::About {
+                        doc: &[$($about),*],
+                        required: [$($required)?].first().copied(),
+                        default: [$($default)?].first().copied(),
+                        otherwise: [$($otherwise)?].first().copied(),
+                        example: [$($example)?].first().copied(),
                     };
-                    required.extend(example.map(|_| stringify!($field)));
-                    let about = $crate::profile::record::description(&[$($about),*]);
-                    $crate::profile::record::set(&mut schema, "description", about);
+                    let mut schema = <$type as $crate::profile::decode::Decode>::schema();
+                    if about.required.is_none() {
+                        schema = $crate::profile::record::nullable(schema);
+                    }
+                    required.extend(about.required.map(|_| stringify!($field)));
+                    $crate::profile::record::annotate(&mut schema, stringify!($field), &about);
                     properties.insert(stringify!($field).to_owned(), schema);
                 })*
                 let mut schema = serde_json::json!({
                     "type": "object", "properties": properties, "additionalProperties": false,
+                    "x-order": [$(stringify!($field)),*],
                 });
                 if !required.is_empty() {
                     $crate::profile::record::set(&mut schema, "required", required);
+                }
+                for example in [$($written)?] {
+                    let example = $crate::profile::record::written(example);
+                    $crate::profile::record::set(&mut schema, "examples", serde_json::json!([example]));
                 }
                 schema
             }

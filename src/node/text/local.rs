@@ -162,7 +162,7 @@ fn mac(text: &str) -> Result<(), String> {
 }
 
 impl Text for AbsolutePath {
-    const DESCRIPTION: &'static str = "An absolute path without white space, quotes, `%`, `.` or `..`";
+    const DESCRIPTION: &'static str = "An absolute path: no white space, quotes, `%`, `.` or `..` in it";
     const PATTERN: &'static str = "^/[A-Za-z0-9/._@+,=~-]*$";
     const EXAMPLES: &'static [&'static str] = &["/var/lib/larder"];
 

@@ -196,7 +196,7 @@ fn domain(name: &str) -> Result<(), String> {
 
 impl Text for RemoteUrl {
     const DESCRIPTION: &'static str =
-        "The upstream's own URL: http or https, host, optional port, optional path; no credentials in it";
+        "A URL: http or https, host, optional port, optional path; no credentials in it";
     const PATTERN: &'static str = "^https?://[a-z0-9.:\\[\\]-]+(/[A-Za-z0-9._~/-]*)?$";
     const EXAMPLES: &'static [&'static str] = &["https://registry-1.docker.io"];
 
