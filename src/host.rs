@@ -7,6 +7,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use ipnetwork::IpNetwork;
+use nix::sys::prctl::set_dumpable;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -288,6 +291,18 @@ fn started(pid: u32) -> Option<u64> {
     // Behind a name that may hold anything.
     let (_, rest) = stat.rsplit_once(')')?;
     rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// What this process is from its first instruction on, whoever started it.
+pub fn guard_process() {
+    // It holds passwords: no core is written, nor may another process of its user look into it. What it starts
+    // decides for itself about the latter (execve(2)). Where the kernel refuses, all else is as good as before.
+    let _ = set_dumpable(false);
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    // A file that would be too large for a limit is an error that can be told, and no death.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
+    let _ = signals.thread_block();
 }
 
 /// An environment variable of this process.

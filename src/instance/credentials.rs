@@ -118,7 +118,9 @@ fn ask(helper: &str, server: &str) -> Result<Login> {
     if !output.status.success() {
         let why = [&*said, &output.stderr]
             .iter()
-            .find_map(|text| text.lines().find(|line| !line.is_empty()).map(str::to_owned));
+            // Words, not half a login.
+            .find_map(|text| text.lines().find(|line| !line.is_empty() && !line.contains(['{', '"'])))
+            .map(str::to_owned);
         bail!("ask {program} for {server}: {}: {}", output.status, why.unwrap_or_default());
     }
     let login: Login = serde_json::from_str(&said)

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,11 @@ pub(super) fn read(source: &Source, documents: &mut Documents, problems: &mut Ve
         Source::Text { name, text } => {
             documents.add(Document::new(name.clone(), text.clone(), None));
         }
-        Source::Stdin => add("<stdin>", read_bytes(io::stdin(), None), documents, problems),
+        Source::Stdin => {
+            // Past the buffer of the standard library, which is never emptied.
+            let stdin = io::stdin().as_fd().try_clone_to_owned().map(File::from);
+            add("<stdin>", stdin.and_then(|stdin| read_bytes(stdin, None)), documents, problems);
+        }
         Source::File(path) => {
             #[expect(clippy::disallowed_methods, reason = "the profile's one read")]
             let file = File::open(path);
