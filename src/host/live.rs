@@ -56,10 +56,16 @@ fn soon() -> Instant {
 /// `systemctl --no-block`: waiting for a job that is itself ordered after cloud-init would never end when
 /// cloud-init is what runs us.
 fn queue(verb: &str, units: &BTreeSet<String>) -> Result<()> {
+    queue_as("replace", verb, units)
+}
+
+/// `mode` is a job mode of systemctl(1).
+fn queue_as(mode: &str, verb: &str, units: &BTreeSet<String>) -> Result<()> {
     if units.is_empty() {
         return Ok(());
     }
-    let mut args = vec!["--no-block", "--no-ask-password", verb, "--"];
+    let mode = format!("--job-mode={mode}");
+    let mut args = vec!["--no-block", "--no-ask-password", &mode, verb, "--"];
     args.extend(units.iter().map(String::as_str));
     command::run("systemctl", &args, soon())?;
     info!(units = %units.iter().map(String::as_str).collect::<Vec<_>>().join(" "), "systemctl {verb}");
@@ -329,7 +335,10 @@ fn restart_containerd(root: &Root, wanted: &Wanted) -> Result<Vec<String>> {
     }
     let unit = BTreeSet::from([CONTAINERD.to_owned()]);
     queue("reset-failed", &unit)?;
-    queue("restart", &unit)?;
+    // Started by hand on a machine that runs, larder.service is what containerd is ordered behind: a job that minds
+    // this would wait for ourselves.
+    let is_starting = std::env::var_os("NOTIFY_SOCKET").is_some();
+    queue_as(if is_starting { "ignore-dependencies" } else { "replace" }, "restart", &unit)?;
     let now = settle(&before, wanted.runtime.as_ref())?;
     if now.cri == state::CriState::Ok
         && let Pulls::Read(certs_dir) = &wanted.pulls

@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Packages for the scenarios: this tree's version, and two made up around it.
+
+    packages.py LARDER     build what is missing, and print the folder
+
+The older one has another unit of the watch and another package.conf; the newer one another unit of the registries.
+All have the same program. They are kept by the hash of all that made them.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PLACE = os.path.join(TOP, "target/e2e-packages")
+OLD, NEW = "0.0.9", "99.0"
+SOURCES = ("packaging", "units", "docs", "templates", "examples", "README.md", "CHANGELOG.md", "LICENSE", "Cargo.lock", "Cargo.toml")
+UNITS, CONFIG = "usr/lib/systemd/system", "etc/larder/package.conf"
+
+
+def version():
+    with open(os.path.join(TOP, "Cargo.toml"), encoding="utf-8") as file:
+        return re.search(r'^version = "(.*)"', file.read(), flags=re.M)[1]
+
+
+def deb(which):
+    return f"larder_{which}_amd64.deb"
+
+
+def rpm(which):
+    return f"larder-{which}-1.x86_64.rpm"
+
+
+def source(path):
+    with open(os.path.join(TOP, path), encoding="utf-8") as file:
+        return file.read()
+
+
+def overlays():
+    """What the made up versions have in the place of ours: path to text."""
+    registry = source("units/larder-registry@.service")
+    watch = source("units/larder-watch.service")
+    settings = source("packaging/package.conf")
+    return {
+        OLD: {
+            f"{UNITS}/larder-watch.service": watch.replace("RuntimeMaxSec=30min", "RuntimeMaxSec=20min"),
+            CONFIG: settings.replace("# What removing", "# (An older text.) What removing"),
+        },
+        NEW: {f"{UNITS}/larder-registry@.service": registry.replace("LimitNOFILE=65536", "LimitNOFILE=131072")},
+        version(): {},
+    }
+
+
+def fingerprint(larder):
+    """Of all that packages are made of."""
+    digest = hashlib.sha256()
+    paths = [larder, __file__]
+    for path in SOURCES:
+        path = os.path.join(TOP, path)
+        paths += [path] if os.path.isfile(path) else [
+            os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
+        ]
+    for path in sorted(paths):
+        with open(path, "rb") as file:
+            digest.update(path.encode() + b"\0" + hashlib.sha256(file.read()).digest())
+    return digest.hexdigest()[:12]
+
+
+def build(larder):
+    """The folder of the three versions, each as .deb and .rpm."""
+    os.makedirs(PLACE, exist_ok=True)
+    with open(os.path.join(PLACE, "lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = os.path.join(PLACE, fingerprint(larder))
+        if os.path.isdir(folder):
+            return folder
+        for old in os.listdir(PLACE):
+            if old != "lock":
+                shutil.rmtree(os.path.join(PLACE, old))
+        part = folder + ".part"
+        for which, files in overlays().items():
+            with tempfile.TemporaryDirectory(dir=PLACE) as overlay:
+                for path, text in files.items():
+                    os.makedirs(os.path.dirname(os.path.join(overlay, path)), exist_ok=True)
+                    with open(os.path.join(overlay, path), "w", encoding="utf-8") as file:
+                        file.write(text)
+                command = [os.path.join(TOP, "packaging/build"), "--larder", larder, "--version", which, "--out", part]
+                subprocess.run([*command, "--overlay", overlay], check=True, stdout=subprocess.DEVNULL)
+        os.rename(part, folder)
+        return folder
+
+
+if __name__ == "__main__":
+    print(build(os.path.abspath(sys.argv[1])))

@@ -1,0 +1,128 @@
+"""The .deb, on one Debian: what dpkg does with it, and what that does to the machine."""
+
+import os
+
+import packages
+from machine import changed, profile
+from report import exits, has, lacks
+from scenarios.common import by_containerd, pulled, push, reference
+
+UPSTREAMS = ("docker.io", "ghcr.io")
+REGISTRIES = [f"larder-registry@{upstream}.service" for upstream in UPSTREAMS]
+PROFILE = "/etc/larder/profile.yaml"
+SETTINGS = "/etc/larder/package.conf"
+# Changed by what runs in any machine, and by dpkg itself.
+NOISE = (
+    "/etc/.pwd.lock", "/etc/machine-id", "/etc/resolv.conf", "/etc/ld.so.cache", "/etc/adjtime", "/etc/subuid", "/etc/subgid",
+    "/var/lib/dpkg", "/var/lib/systemd", "/var/lib/containerd", "/var/lib/private", "/var/lib/cloud", "/var/lib/dbus",
+)  # fmt: skip
+TREES = ("/etc", "/usr", "/var/lib")
+
+
+def packaged(node, *versions):
+    """A machine with the packages beside it, and without the program that the others have."""
+    del node.files["/usr/local/bin/larder"]
+    folder = packages.build(node.lab.larder)
+    for version in versions:
+        node.put(f"/root/{packages.deb(version)}", source=os.path.join(folder, packages.deb(version)))
+
+
+def dpkg(node, *arguments):
+    return node.sh(f"DEBIAN_FRONTEND=noninteractive dpkg {' '.join(arguments)} </dev/null", timeout=400)
+
+
+def install(node, version):
+    return dpkg(node, "--force-confold", "-i", f"/root/{packages.deb(version)}")
+
+
+def pids(node, *units):
+    return {unit: node.show(unit, "MainPID").get("MainPID") for unit in units}
+
+
+def snapshot(node):
+    return {
+        path: what
+        for path, what in node.snapshot("--content", *TREES).items()
+        if not path.startswith(NOISE) and not path.endswith("-") and path not in TREES
+    }
+
+
+def is_idle(t, node, when, enabled="enabled"):
+    """Installed, and nothing of it runs."""
+    t.check(f"larder.service {when}", node.out("systemctl is-enabled larder.service"), enabled)
+    running = "systemctl list-units --all --plain --no-legend 'larder*' | awk '$3 != \"inactive\"'"
+    t.check(f"units that run {when}", node.out(running), "")
+    others = "systemctl list-unit-files --no-legend 'larder*' | awk '$2 == \"enabled\" { print $1 }'"
+    t.check(f"units that are enabled {when}", node.out(others), "larder.service" if enabled == "enabled" else "")
+    t.check(f"failed units {when}", node.out("systemctl --failed --no-legend --plain"), "")
+
+
+def is_sound(t, node, when):
+    t.check(f"dpkg --audit {when}", node.out("dpkg --audit"), "")
+    # But for the operator's change of package.conf; the images have no man pages.
+    altered = f"dpkg --verify larder | grep -vE ' ({SETTINGS}|/usr/share/man/.*)$'"
+    t.check(f"dpkg --verify {when}", node.out(altered), "")
+
+
+def serves(t, node, when):
+    t.check(f"registries {when}", node.out("systemctl is-active " + " ".join(REGISTRIES)).split(), ["active"] * len(UPSTREAMS))
+    t.check(f"plan {when}", node.larder("plan"), exits(0))
+    t.check(f"CRI {when}", node.sh("cri info"), exits(0))
+
+
+def run_on(t, suite):
+    lab = t.lab(suite)
+    push(lab, "1", upstreams=UPSTREAMS)
+    node = lab.machine("node")
+    ours = packages.version()
+    packaged(node, packages.OLD, ours, packages.NEW)
+    node.boot()
+    before = snapshot(node)
+
+    # ---- nothing starts by surprise: neither without a profile, nor at the next boot
+    t.check("install", install(node, packages.OLD), exits(0))
+    is_idle(t, node, "after the installation")
+    is_sound(t, node, "after the installation")
+    t.check("user", node.out("getent passwd larder"), has("/var/lib/larder", "nologin"))
+    t.check("folders", node.out("stat -c '%a %U %n' /etc/larder /etc/larder/*"), has("700 root /etc/larder/secrets", "755 root /etc/larder/profile.d"))
+    t.check("start without a profile", node.sh("systemctl start larder.service"), exits(0))
+    is_idle(t, node, "after a start without a profile")
+
+    # ---- provisioned by the packaged units
+    node.write(PROFILE, profile(upstreams=UPSTREAMS))
+    t.check("start with a profile", node.sh("systemctl start larder.service"), exits(0))
+    serves(t, node, "after the start")
+    t.check("unit files of its own", node.out("find /etc/systemd/system -maxdepth 1 -type f -name 'larder*'"), "")
+    for upstream in UPSTREAMS:
+        t.check(f"{upstream}: pull", node.pull(reference(upstream)), pulled)
+
+    # ---- an upgrade keeps settings, and restarts only what must
+    node.sh(f"echo '# mine' >> {SETTINGS}; systemctl disable -q larder.service")
+    kept = pids(node, *REGISTRIES, "containerd.service")
+    watch = node.show("larder-watch.service", "ExecMainStartTimestampMonotonic")
+    t.check("upgrade", install(node, ours), exits(0))
+    t.check("an edited conffile after the upgrade", node.out(f"tail -n 1 {SETTINGS}"), "# mine")
+    t.check("the package's beside it", node.out(f"cat {SETTINGS}.dpkg-dist"), lacks("older text"))
+    t.check("processes of registries and containerd", pids(node, *REGISTRIES, "containerd.service"), kept)
+    t.check("a switched off larder.service after the upgrade", node.out("systemctl is-enabled larder.service"), "disabled")
+    t.check("units that wait for a reload", node.out("systemctl show 'larder*' -p NeedDaemonReload --value | grep yes"), "")
+    node.sh("systemctl enable -q larder.service")
+    serves(t, node, "after the upgrade")
+    is_sound(t, node, "after the upgrade")
+    t.note(f"watch: {watch} {node.show('larder-watch.service', 'ExecMainStartTimestampMonotonic')}")
+
+    t.check("upgrade with another unit of the registries", install(node, packages.NEW), exits(0))
+    limits = node.out(f"grep 'open files' /proc/{pids(node, REGISTRIES[0])[REGISTRIES[0]]}/limits")
+    t.check("what a registry runs under", limits, has("131072"))
+    serves(t, node, "after the upgrade of its unit")
+    t.check("downgrade", install(node, packages.OLD), exits(0))
+    t.check("version", node.out("dpkg-query -W -f '${Version}' larder"), packages.OLD)
+    t.check("an edited conffile after the downgrade", node.out(f"tail -n 1 {SETTINGS}"), "# mine")
+    serves(t, node, "after the downgrade")
+    is_sound(t, node, "after the downgrade")
+    return lab, node, before
+
+
+def run(t):
+    for suite in ("bookworm",):
+        run_on(t, suite)
