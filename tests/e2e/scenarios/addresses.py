@@ -4,7 +4,7 @@ import concurrent.futures
 
 from machine import profile
 from report import exits, has, lacks
-from scenarios.common import has_its_address, second_apply_changes_nothing
+from scenarios.common import has_its_address, no_cycles, second_apply_changes_nothing
 
 UPSTREAM = ("docker.io",)
 # Everything that the renderers know.
@@ -164,7 +164,7 @@ def after_a_boot(t, lab, manager, node):
     t.check("cloud-init saw a new instance", node.out("cloud-init query instance_id"), "i-another")
     t.check("cloud-init's own file after a new instance", node.out(f"cat {manager.cloud_init}"), before)
     t.check("failed units", node.out("systemctl --failed --no-legend --plain"), "")
-    t.check("cycles at boot", node.out("journalctl -b | grep -i 'ordering cycle'"), "")
+    no_cycles(t, node, "a boot")
     has_its_address(t, node, "after a boot", "10.0.20.11")
     t.check("what asked for DHCP", asked(lab, mark, node), "")
     names(t, node, "after a boot")
@@ -217,6 +217,7 @@ def first_boot(t, lab, manager, node):
     t.check("what asked for DHCP", asked(lab, 0, node), "")
     names(t, node, "at the image's first boot")
     t.check("failed units at the image's first boot", node.out("systemctl --failed --no-legend --plain"), "")
+    no_cycles(t, node, "the image's first boot")
     view(t, manager, node, "at the image's first boot")
     t.check("plan at the image's first boot", node.larder("plan"), exits(0))
 

@@ -44,6 +44,14 @@ def has_its_address(t, node, when, address="10.0.20.10"):
     t.check(f"default route {when}", node.out("ip -4 route show default"), has("via 10.0.20.1"))
 
 
+def no_cycles(t, node, when):
+    """No job was thrown out of a boot, and none would be: for all that the boot pulls in, as it is enabled here."""
+    t.check(f"ordering cycles at {when}", node.out("journalctl -b --no-pager | grep -i 'ordering cycle'"), "")
+    said = node.out("systemd-analyze verify --man=no multi-user.target cloud-init.target 2>&1")
+    found = [line for line in said.splitlines() if "cycle" in line or "larder" in line]
+    t.check(f"systemd-analyze verify after {when}", found, [])
+
+
 def units_run(t, node, when, upstreams=UPSTREAMS):
     names = [f"larder-registry@{u}.service" for u in upstreams]
     names += [f"larder-{kind}@{u}.timer" for u in upstreams for kind in ("gc", "restart")]
