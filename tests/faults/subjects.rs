@@ -2,7 +2,7 @@
 
 use crate::judge::Subject;
 use crate::support::{Machine, SEED};
-use crate::tree::Tree;
+use crate::tree::{Tree, What};
 
 /// One line each; where it differs from this.
 fn usual(name: &'static str, machine: fn() -> Tree, command: &'static [&'static str]) -> Subject {
@@ -19,7 +19,11 @@ fn usual(name: &'static str, machine: fn() -> Tree, command: &'static [&'static 
 }
 
 fn apply(name: &'static str, machine: fn() -> Tree, profile: &str) -> Subject {
-    Subject { profile: Some(profile.to_owned()), settled: Some(&["plan"]), ..usual(name, machine, &["apply"]) }
+    Subject {
+        profile: Some(profile.to_owned()),
+        settled: Some(&["plan"]),
+        ..usual(name, machine, &["apply"])
+    }
 }
 
 pub const SMALL: &str = "version: 1
@@ -64,6 +68,21 @@ fn lived_in() -> Tree {
     tree(&machine)
 }
 
+/// Provisioned, and then somebody changed modes and owners.
+fn other_modes() -> Tree {
+    let machine = Machine::debian();
+    machine.write("etc/larder/secrets/docker", "hunter2\n");
+    machine.apply(OTHER);
+    let mut tree = tree(&machine);
+    for (path, node) in &mut tree.0 {
+        let ours = path.starts_with("etc/larder/registry/") || path.ends_with("hosts.toml");
+        if (ours && matches!(node.what, What::File(_))) || path == "var/lib/larder/quay.io" {
+            (node.mode, node.owner) = (0o604, (12, 34));
+        }
+    }
+    tree
+}
+
 /// So many that they are synced together.
 pub fn many() -> String {
     let upstreams: String =
@@ -96,6 +115,7 @@ pub fn all() -> Vec<Subject> {
             settled: Some(&["plan", "--purge"]),
             ..apply("apply, purge", lived_in, OTHER)
         },
+        apply("apply, modes", other_modes, OTHER),
         apply("apply, many", bare, &many()),
         Subject { settled: Some(&["migrate"]), ..usual("migrate", legacy, &["migrate", "--write"]) },
     ]

@@ -186,15 +186,16 @@ fn filter() -> Vec<libc::sock_filter> {
 }
 
 /// Starts it stopped at its first instruction.
-#[expect(unsafe_code, reason = "only between fork and exec can a filter be put on a program that knows of none")]
+#[expect(
+    unsafe_code,
+    reason = "only between fork and exec can a filter be put on a program that knows of none"
+)]
 fn start(command: &mut Command) -> Pid {
     let mut lines = filter();
     let trace = move || {
         ptrace::traceme()?;
-        let program = libc::sock_fprog {
-            len: u16::try_from(lines.len()).unwrap_or(0),
-            filter: lines.as_mut_ptr(),
-        };
+        let program =
+            libc::sock_fprog { len: u16::try_from(lines.len()).unwrap_or(0), filter: lines.as_mut_ptr() };
         // SAFETY: plain calls of the kernel; the program outlives the second, which copies it.
         let done = unsafe {
             libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
@@ -361,7 +362,9 @@ impl Tracer<'_> {
             [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9];
         let flags = match kind.name {
             "open" => Some(arguments[1]),
-            "openat2" => read_memory(pid, arguments[2], 8).map(|how| u64::from_ne_bytes(how.try_into().unwrap())),
+            "openat2" => {
+                read_memory(pid, arguments[2], 8).map(|how| u64::from_ne_bytes(how.try_into().unwrap()))
+            }
             _ => None,
         };
         if flags.is_some_and(|flags| flags & u64::from(CHANGING.cast_unsigned()) == 0) {

@@ -102,7 +102,8 @@ impl Tree {
                     continue;
                 }
                 What::File(bytes) => {
-                    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path).unwrap();
+                    let mut file =
+                        File::options().write(true).create_new(true).mode(0o600).open(&path).unwrap();
                     file.write_all(bytes).unwrap();
                     let nanoseconds = u64::try_from(node.modified).unwrap();
                     file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds)).unwrap();
