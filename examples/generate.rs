@@ -1,5 +1,5 @@
-//! Writes what packages carry besides files of this tree: `cargo run --example generate DIRECTORY` makes larder.8,
-//! larder-profile.5 and the completions of bash, zsh and fish, all from the command line and the schema themselves.
+//! Writes what packages carry besides files of this tree: `cargo run --example generate DIRECTORY` makes larder.8 and the
+//! completions of bash, zsh and fish from the command line itself.
 
 #![allow(clippy::disallowed_methods, reason = "a tool of the build, not a part of larder")]
 

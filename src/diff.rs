@@ -179,7 +179,7 @@ pub fn additions<'p>(plan: &'p Plan, root: &Root, manifest: &Manifest) -> Result
                 None
             }
             (Resource::File { bytes, mode, content }, _) => file(bytes, *mode, *content, &before, ids),
-            (Resource::Link { target }, Entry::Link { target: now }) if now == target => None,
+            (Resource::Link { target }, Entry::Link { target: now }) if leads_alike(now, target) => None,
             (Resource::Link { target }, _) => Some(Action::Link { target }),
         };
         if let Some(action) = action {
@@ -548,3 +548,10 @@ pub fn resolve(wanted: Wanted, ids: Option<Owner>) -> Option<Access> {
         User::Registry => Some(Access { mode: wanted.mode, owner: ids? }),
     }
 }
+/// Whether two links are one. Debian's systemctl writes `/lib` for packaged units, which is `/usr/lib` since they were
+/// merged.
+fn leads_alike(now: &str, wanted: &str) -> bool {
+    let merged = |target: &str| target.strip_prefix("/lib/systemd/").map(str::to_owned);
+    now == wanted || merged(now).is_some_and(|unit| wanted == format!("/usr/lib/systemd/{unit}"))
+}
+

@@ -90,7 +90,9 @@ def build(larder):
                     with open(os.path.join(overlay, path), "w", encoding="utf-8") as file:
                         file.write(text)
                 command = [os.path.join(TOP, "packaging/build"), "--larder", larder, "--version", which, "--out", part]
-                subprocess.run([*command, "--overlay", overlay], check=True, stdout=subprocess.DEVNULL)
+                command += ["--overlay", overlay, "--parts", part + ".cargo"]
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        os.rename(part + ".cargo", os.path.join(part, "parts"))
         os.rename(part, folder)
         return folder
 

@@ -65,7 +65,8 @@ def is_sound(t, node, when):
 
 
 def serves(t, node, when):
-    t.check(f"registries {when}", node.out("systemctl is-active " + " ".join(REGISTRIES)).split(), ["active"] * len(UPSTREAMS))
+    started = node.wait("systemctl is-active " + " ".join(REGISTRIES), 30).out.split()
+    t.check(f"registries {when}", started, ["active"] * len(UPSTREAMS))
     t.check(f"plan {when}", node.larder("plan"), exits(0))
     t.check(f"CRI {when}", node.sh("cri info"), exits(0))
 
@@ -99,7 +100,6 @@ def run_on(t, suite):
     # ---- an upgrade keeps settings, and restarts only what must
     node.sh(f"echo '# mine' >> {SETTINGS}; systemctl disable -q larder.service")
     kept = pids(node, *REGISTRIES, "containerd.service")
-    watch = node.show("larder-watch.service", "ExecMainStartTimestampMonotonic")
     t.check("upgrade", install(node, ours), exits(0))
     t.check("an edited conffile after the upgrade", node.out(f"tail -n 1 {SETTINGS}"), "# mine")
     t.check("the package's beside it", node.out(f"cat {SETTINGS}.dpkg-dist"), lacks("older text"))
@@ -109,11 +109,9 @@ def run_on(t, suite):
     node.sh("systemctl enable -q larder.service")
     serves(t, node, "after the upgrade")
     is_sound(t, node, "after the upgrade")
-    t.note(f"watch: {watch} {node.show('larder-watch.service', 'ExecMainStartTimestampMonotonic')}")
 
     t.check("upgrade with another unit of the registries", install(node, packages.NEW), exits(0))
-    limits = node.out(f"grep 'open files' /proc/{pids(node, REGISTRIES[0])[REGISTRIES[0]]}/limits")
-    t.check("what a registry runs under", limits, has("131072"))
+    t.check("registries with the processes of before", [unit for unit, pid in pids(node, *REGISTRIES).items() if pid == kept[unit]], [])
     serves(t, node, "after the upgrade of its unit")
     t.check("downgrade", install(node, packages.OLD), exits(0))
     t.check("version", node.out("dpkg-query -W -f '${Version}' larder"), packages.OLD)
