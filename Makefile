@@ -30,6 +30,7 @@ check: deps
 test: check e2e
 
 e2e: build
+	@tests/e2e/packages.py $(LARDER) >/dev/null
 	$(ROOT) tests/e2e/run --larder $(LARDER)
 
 build: deps
@@ -42,7 +43,7 @@ images: deps
 	@$(ROOT) sh -ec 'for suite in bookworm trixie forky; do tests/e2e/image $$suite & done; wait; \
 	  for suite in bookworm trixie; do \
 	    for flavour in networkd netplan networkmanager ifupdown; do tests/e2e/flavour $$suite $$flavour; done & done; \
-	  tests/e2e/flavour forky networkd; wait'
+	  tests/e2e/flavour forky networkd; tests/e2e/flavour trixie rpm; wait'
 
 demo: build
 	$(ROOT) tests/e2e/demo --larder $(LARDER)

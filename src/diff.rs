@@ -555,3 +555,20 @@ fn leads_alike(now: &str, wanted: &str) -> bool {
     now == wanted || merged(now).is_some_and(|unit| wanted == format!("/usr/lib/systemd/{unit}"))
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_as_systemctl_writes_it_is_the_one_that_is_wanted() {
+        let wanted = "/usr/lib/systemd/system/larder.service";
+        for now in [wanted, "/lib/systemd/system/larder.service"] {
+            assert!(leads_alike(now, wanted), "{now}");
+        }
+        for now in
+            ["/etc/systemd/system/larder.service", "/lib/systemd/system/larder-watch.service", "/dev/null"]
+        {
+            assert!(!leads_alike(now, wanted), "{now}");
+        }
+    }
+}

@@ -437,7 +437,11 @@ fn nobody_gets_a_core_of_it_nor_looks_into_it() {
         std::thread::sleep(Duration::from_millis(50));
         fs::read_to_string(format!("{folder}/limits")).is_ok_and(|text| core(&text).as_deref() == Some("0"))
     });
-    assert!(ready, "wanted a limit of no core, got\n{}", fs::read_to_string(format!("{folder}/limits")).unwrap());
+    assert!(
+        ready,
+        "wanted a limit of no core, got\n{}",
+        fs::read_to_string(format!("{folder}/limits")).unwrap()
+    );
     // The files of a process that may not be looked into are root's (proc_pid(5)).
     let owner = fs::metadata(format!("{folder}/environ")).unwrap().uid();
     assert_eq!(owner, 0, "wanted root to own {folder}/environ, got {owner}");

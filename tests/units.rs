@@ -30,7 +30,8 @@ fn files() -> Vec<PathBuf> {
 /// The lines `Exec…=COMMAND`, without systemd's own prefixes.
 fn commands(text: &str) -> Vec<&str> {
     let lines = text.lines().filter(|line| line.starts_with("Exec"));
-    let commands = lines.filter_map(|line| Some(line.split_once('=')?.1.trim_start_matches(['-', '+', '!', '@', ':', '|'])));
+    let commands = lines
+        .filter_map(|line| Some(line.split_once('=')?.1.trim_start_matches(['-', '+', '!', '@', ':', '|'])));
     commands.filter(|command| !command.is_empty()).collect()
 }
 
@@ -89,7 +90,10 @@ fn what_podman_lifts_is_what_the_units_close() {
         let sandbox = text.split_once("# Sandbox").unwrap().1.split_once('\n').unwrap().1;
         let sandbox = sandbox.split_once("[Install]").map_or(sandbox, |(sandbox, _)| sandbox);
         for key in keys(sandbox) {
-            assert!(lifted.contains(&key) || harmless.contains(&key.as_str()), "{unit}: {key} stays for podman");
+            assert!(
+                lifted.contains(&key) || harmless.contains(&key.as_str()),
+                "{unit}: {key} stays for podman"
+            );
         }
     }
 }

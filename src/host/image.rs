@@ -100,3 +100,14 @@ impl Host for Image {
         Ok(Vec::new())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_makes_the_same_user() {
+        let shipped = include_str!("../../packaging/larder.sysusers");
+        assert_eq!(shipped.trim_end(), sysusers_line(crate::facts::USER));
+    }
+}

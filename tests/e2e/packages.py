@@ -19,6 +19,9 @@ import tempfile
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PLACE = os.path.join(TOP, "target/e2e-packages")
 OLD, NEW = "0.0.9", "99.0"
+# What a tree that rpm has not made has all the same.
+BASE = "debian-tree-1-1.noarch.rpm"
+PROVIDED = ("systemd = 252", "coreutils", "/bin/sh")
 SOURCES = ("packaging", "units", "docs", "templates", "examples", "README.md", "CHANGELOG.md", "LICENSE", "Cargo.lock", "Cargo.toml")
 UNITS, CONFIG = "usr/lib/systemd/system", "etc/larder/package.conf"
 
@@ -92,9 +95,23 @@ def build(larder):
                 command = [os.path.join(TOP, "packaging/build"), "--larder", larder, "--version", which, "--out", part]
                 command += ["--overlay", overlay, "--parts", part + ".cargo"]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        base(part)
         os.rename(part + ".cargo", os.path.join(part, "parts"))
         os.rename(part, folder)
         return folder
+
+
+def base(folder):
+    """The package that says what the tree has."""
+    with tempfile.TemporaryDirectory() as work:
+        lines = ["Name: debian-tree", "Version: 1", "Release: 1", "Summary: What is there", "License: none", "BuildArch: noarch"]
+        lines += [f"Provides: {one}" for one in PROVIDED] + ["%description", "What is there.", "%files", ""]
+        spec = os.path.join(work, "base.spec")
+        with open(spec, "w", encoding="utf-8") as file:
+            file.write("\n".join(lines))
+        command = ["rpmbuild", "-bb", "--quiet", "--define", f"_topdir {work}", "--define", f"_rpmdir {work}", spec]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        shutil.copyfile(os.path.join(work, "noarch", BASE), os.path.join(folder, BASE))
 
 
 if __name__ == "__main__":

@@ -278,7 +278,9 @@ fn urls_that_lead_to_a_metadata_service_are_refused_in_every_dress() {
             assert!(RemoteUrl::parse(&url).is_err(), "{url}: wanted it refused");
         }
     }
-    for good in ["http://10.0.0.1:5000", "http://[fd00:20::1]:5000", "http://127.0.0.1:8080", "https://[2001:db8::1]"] {
+    for good in
+        ["http://10.0.0.1:5000", "http://[fd00:20::1]:5000", "http://127.0.0.1:8080", "https://[2001:db8::1]"]
+    {
         assert!(RemoteUrl::parse(good).is_ok(), "{good}: wanted it taken");
     }
 }

@@ -5,7 +5,7 @@ import os
 import packages
 from machine import changed, profile
 from report import exits, has, lacks
-from scenarios.common import by_containerd, pulled, push, reference
+from scenarios.common import pulled, push, reference
 
 UPSTREAMS = ("docker.io", "ghcr.io")
 REGISTRIES = [f"larder-registry@{upstream}.service" for upstream in UPSTREAMS]
@@ -14,7 +14,7 @@ SETTINGS = "/etc/larder/package.conf"
 # Changed by what runs in any machine, and by dpkg itself.
 NOISE = (
     "/etc/.pwd.lock", "/etc/machine-id", "/etc/resolv.conf", "/etc/ld.so.cache", "/etc/adjtime", "/etc/subuid", "/etc/subgid",
-    "/var/lib/dpkg", "/var/lib/systemd", "/var/lib/containerd", "/var/lib/private", "/var/lib/cloud", "/var/lib/dbus",
+    "/var/lib/dpkg", "/var/lib/rpm", "/var/lib/systemd", "/var/lib/containerd", "/var/lib/private", "/var/lib/cloud", "/var/lib/dbus",
 )  # fmt: skip
 TREES = ("/etc", "/usr", "/var/lib")
 
@@ -68,10 +68,10 @@ def serves(t, node, when):
     started = node.wait("systemctl is-active " + " ".join(REGISTRIES), 30).out.split()
     t.check(f"registries {when}", started, ["active"] * len(UPSTREAMS))
     t.check(f"plan {when}", node.larder("plan"), exits(0))
-    t.check(f"CRI {when}", node.sh("cri info"), exits(0))
+    t.check(f"pull {when}", node.pull(reference(UPSTREAMS[0])), pulled)
 
 
-def run_on(t, suite):
+def run(t, suite):
     lab = t.lab(suite)
     push(lab, "1", upstreams=UPSTREAMS)
     node = lab.machine("node")
@@ -86,6 +86,8 @@ def run_on(t, suite):
     is_sound(t, node, "after the installation")
     t.check("user", node.out("getent passwd larder"), has("/var/lib/larder", "nologin"))
     t.check("folders", node.out("stat -c '%a %U %n' /etc/larder /etc/larder/*"), has("700 root /etc/larder/secrets", "755 root /etc/larder/profile.d"))
+    units = "cd /usr/lib/systemd/system && systemd-analyze verify --man=no $(ls -d larder* | sed s/@[.]/@docker.io./)"
+    t.check("systemd-analyze verify", node.out(units), "")
     t.check("start without a profile", node.sh("systemctl start larder.service"), exits(0))
     is_idle(t, node, "after a start without a profile")
 
@@ -118,9 +120,73 @@ def run_on(t, suite):
     t.check("an edited conffile after the downgrade", node.out(f"tail -n 1 {SETTINGS}"), "# mine")
     serves(t, node, "after the downgrade")
     is_sound(t, node, "after the downgrade")
-    return lab, node, before
+
+    # ---- a machine that cannot be given back keeps its package, until it is said that it may go as it is
+    manifest = "/var/lib/larder/state/manifest.json"
+    node.sh(f"mv {manifest} /root/manifest.json && echo broken > {manifest}")
+    stuck = dpkg(node, "-r", "larder")
+    t.check("removal where the manifest cannot be read", stuck, exits(1))
+    t.check("what it says", stuck.out, has("could not be given back", "ON_REMOVE=stop"))
+    t.check("status after it", node.out("dpkg-query -W -f '${Status}' larder"), "install ok installed")
+    node.sh(f"mv /root/manifest.json {manifest}")
+    serves(t, node, "after the refused removal")
+
+    # ---- removal gives the machine back; the profile and what is cached stay
+    t.check("removal", dpkg(node, "-r", "larder"), exits(0))
+    gone(t, node, "after the removal")
+    stores = " ".join(f"/var/lib/larder/{upstream}/docker" for upstream in UPSTREAMS)
+    t.check("stores after the removal", node.sh(f"ls -d {stores}"), exits(0))
+    t.check("profile after the removal", node.out(f"head -n 1 {PROFILE}"), "version: 1")
+    left = changed(before, snapshot(node))
+    t.check("what else is left", [one for one in left if not one.split(" ", 1)[1].startswith(LEFT_BY_REMOVAL)], [])
+
+    # ---- reinstalled, nothing starts by surprise: the profile is there, and waits
+    t.check("reinstallation", install(node, ours), exits(0))
+    is_idle(t, node, "after the reinstallation")
+    mark = lab.upstream.mark()
+    t.check("apply", node.larder("apply"), exits(0))
+    serves(t, node, "after it")
+    node.forget()
+    for upstream in UPSTREAMS:
+        t.check(f"{upstream}: pull of what was cached", node.pull(reference(upstream)), pulled)
+        blobs = [path for path, _ in lab.upstream.requests(mark, upstream) if "/blobs/" in path]
+        t.check(f"{upstream}: blobs that it served again", blobs, [])
+
+    # ---- a purge leaves nothing
+    t.check("purge", dpkg(node, "--purge", "larder"), exits(0))
+    gone(t, node, "after the purge")
+    left = changed(before, snapshot(node))
+    t.check("what is left", [one for one in left if one not in LEFT_BY_PURGE], [])
+    t.check("paths that say larder", node.out(f"find / -xdev -name '*larder*' -not -path '/proc/*' -not -path '/root/*'"), "")
+
+    # ---- in an image that is not booted, and with what an operator has said before
+    node.stop()
+    node.lab("mounted", node.name, node.lab.image, "sh", "-ec", IMAGE, "_", packages.deb(ours))
+    node.put("/etc/systemd/system/larder.service.d/seen.conf", "[Service]\nExecStartPost=/bin/touch /root/started\n")
+    node.put(PROFILE, profile(upstreams=UPSTREAMS))
+    node.boot()
+    t.check("larder.service of an image that got the package", node.out("systemctl is-enabled larder.service"), "enabled")
+    serves(t, node, "after the boot of such an image")
 
 
-def run(t):
-    for suite in ("bookworm",):
-        run_on(t, suite)
+# A chroot without anything that runs, where nothing may be started.
+IMAGE = """
+printf '#!/bin/sh\\necho "$@" >> /root/policy\\nexit 101\\n' > "$ROOT/usr/sbin/policy-rc.d"; chmod 755 "$ROOT/usr/sbin/policy-rc.d"
+chroot "$ROOT" dpkg -i "/root/$1"
+chroot "$ROOT" dpkg -r larder
+chroot "$ROOT" dpkg -i "/root/$1"
+rm "$ROOT/usr/sbin/policy-rc.d"
+"""
+# The user, as Debian leaves it.
+LEFT_BY_PURGE = tuple(f"changed /etc/{name}" for name in ("passwd", "shadow", "group", "gshadow"))
+LEFT_BY_REMOVAL = (*(one.split(" ")[1] for one in LEFT_BY_PURGE), "/etc/larder", "/var/lib/larder")
+
+
+def gone(t, node, when):
+    t.check(f"units {when}", node.out("systemctl list-units --all --plain --no-legend 'larder*'"), "")
+    t.check(f"failed units {when}", node.out("systemctl --failed --no-legend --plain"), "")
+    t.check(f"processes {when}", node.out("pgrep -af 'larder|registry serve'"), "")
+    t.check(f"links that lead nowhere {when}", node.out("find /etc/systemd /usr/lib/systemd -xtype l -name '*larder*'"), "")
+    t.check(f"pull {when}", node.pull(reference(UPSTREAMS[0])), pulled)
+    t.check(f"address {when}", node.out("ip -4 -o addr show dev eth0"), has("dynamic"))
+    t.check(f"dpkg --audit {when}", node.out("dpkg --audit"), "")
