@@ -4,22 +4,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use anyhow::{Context, Result};
+use tracing::warn;
 
+use crate::account;
 use crate::diff::{
     Action, Change, Diff, Stranger, Wanted as Asked, enabled_units, masked_units, registry_ids, resolve,
 };
 use crate::drift::keep_edit;
 use crate::facts::{CONTAINERD_CONFIG, USER, is_containerd_config};
 use crate::guard::{self, Record};
-use crate::host::{Aim, Done, Host, NetworkWanted, Pulls, Wanted};
-use crate::journal::{KEPT, Kind, Manifest, Owned, digest, keep_aside, make_state_folder, put_back};
+use crate::host::{Aim, Done, Host, NetworkWanted, Pulls, Runtime, Wanted};
+use crate::journal::{
+    BEFORE_MIGRATION, Journal, Kind, Manifest, Owned, digest, keep_aside, make_state_folder,
+};
 use crate::plan::network::belongs_to_network;
 use crate::plan::{Content, Plan, Resource, STATE};
+use crate::recover::{self, Undone};
 use crate::root::{Access, Entry, Owner, Root, Staged, folder_of};
 use crate::wake::Wakes;
-
-/// Of a configuration that was migrated, in the folder of what is kept.
-const BEFORE_MIGRATION: &str = ".before-migration";
 
 /// What a run did.
 #[derive(Debug, Default)]
@@ -74,7 +76,7 @@ pub fn apply(
     diff: &Diff,
     root: &Root,
     host: &dyn Host,
-    old: Manifest,
+    mut old: Manifest,
     address: Option<&NetworkWanted>,
 ) -> Result<Applied> {
     let mut applied = Applied { left: plan.left.clone(), ..Applied::default() };
@@ -102,8 +104,10 @@ pub fn apply(
     if diff.is_empty() && (old.unfinished.is_none() || plan.part) && !stale {
         return Ok(applied);
     }
-    make_state_folder(root)?;
-    let mut earlier = Record::read(root)?;
+    for folder in make_state_folder(root)? {
+        old.entries.insert(folder, Owned::new(Kind::Directory, Vec::new()));
+    }
+    let armed = Record::read(root)?;
     if own.links.is_empty()
         && !wakes.links.is_empty()
         && let Some(address) = address
@@ -111,12 +115,13 @@ pub fn apply(
     {
         // What a run that died has left to do, a boot or a manager has done.
         wakes.links.clear();
-        if earlier.take().is_some() {
+        if armed.is_some() {
             guard::disarm(root, host)?;
         }
     }
     sweep(plan, root, &old)?;
-    let made_user = match diff.make_user.then(|| host.make_user(root, USER)).transpose()? {
+    let runtime = if wakes.containerd { host.runtime()? } else { None };
+    let made_user = match diff.make_user.then(|| account::make(root, host, &mut old)).transpose()? {
         Some(Done::Later(reason)) => {
             applied.left.push(reason);
             false
@@ -125,44 +130,37 @@ pub fn apply(
         None => false,
     };
     let ids = registry_ids(root)?;
-    let runtime = if wakes.containerd { host.runtime()? } else { None };
     let pulls = plan.certs_dir.clone().map_or(Pulls::Anything, Pulls::Read);
     // A migration is a cure for a CRI that is down, too: one that does not help is undone.
-    let wanted = Wanted { pulls, up: plan.handed_over, runtime };
+    let wanted = Wanted { pulls, up: plan.handed_over, runtime: runtime.clone() };
     let record = if wakes.links.is_empty() {
         None
     } else {
+        let died = old.journal.as_ref().and_then(|journal| journal.network.clone());
         let live = host.link_states(&wakes.links)?;
-        Some(Record::new(earlier, diff, &old, &wakes.links, live))
+        Some(Record::new(armed.or(died), diff, &old, &wakes.links, live))
     };
+    let stopped = host.running(&wakes.stop)?;
 
-    let mut run = Run {
-        root,
-        ids,
-        undo: Vec::new(),
-        stopped: BTreeSet::new(),
-        record,
-        begun: Wakes::default(),
-        kept: Vec::new(),
-        handed_over: plan.handed_over,
-        part: plan.part,
-    };
-    let mut manifest = if plan.handed_over { old.clone() } else { intent(&old, plan, diff) };
-    let whole = !plan.handed_over && !plan.part;
-    let mut unfinished = old.unfinished.clone().filter(|_| !whole).unwrap_or_default();
-    unfinished.add_all(&wakes);
-    manifest.unfinished = Some(unfinished);
-    manifest.write(root)?;
+    let mut intended = Intended { plan, diff, wakes: &wakes, kept: Vec::new() };
+    let begun = intended.begin(root, &old, stopped, runtime, record.as_ref());
+    let mut manifest = begun.inspect_err(|_| {
+        // Nothing is changed yet; what could not be taken away is by the next run.
+        let _ = recover::clear(root, &old).and_then(|()| old.write(root));
+    })?;
+    applied.kept = intended.kept;
+
+    let mut run = Run { root, ids, record, begun: Wakes::default(), part: plan.part };
     let result = run
-        .change(diff, &mut manifest, host, &wakes)
+        .change(diff, host, &wakes)
         .and_then(|()| run.wake_links(host, &wakes, address))
+        .and_then(|()| progress(root, &mut manifest, &wakes))
         .and_then(|()| host.wake(root, &wakes, &wanted, &mut run.begun));
     match result {
         Ok(warnings) => applied.warnings = warnings,
         Err(cause) => {
-            let wanted = Wanted { pulls: Pulls::AsBefore, runtime: wanted.runtime, ..Wanted::default() };
-            let (not_undone, links) = run.roll_back(host, &own, &old, &wanted);
-            return Err(Failed { cause, not_undone, made_user, links }.into());
+            let Undone { left, links, .. } = run.roll_back(host, &own, &manifest);
+            return Err(Failed { cause, not_undone: left, made_user, links }.into());
         }
     }
     if plan.handed_over {
@@ -172,12 +170,21 @@ pub fn apply(
         // What a whole run has left to do is still to be done by the next, and the network still to be proven.
         if plan.part {
             let unfinished = Wakes { links: wakes.links, ..Wakes::default() };
+            let died = old.journal.is_some();
             let mut left = old.unfinished.unwrap_or_default();
             left.add_all(&unfinished);
-            manifest.unfinished = Some(left).filter(|left| !left.is_empty());
+            manifest.unfinished = Some(left).filter(|left| died || !left.is_empty());
         }
     }
+    // A run that died before this one is still to be finished, or undone: this was not all of it.
+    let died = (plan.part || plan.handed_over) && old.journal.is_some();
+    if !died {
+        manifest.journal = None;
+    }
     manifest.write(root)?;
+    if !died && let Err(error) = recover::clear(root, &manifest) {
+        warn!("take away the copies of this run: {error:#}");
+    }
     if stale {
         applied.warnings.push(
             "containerd was older than its configuration and did not read it: it was restarted".to_owned(),
@@ -185,19 +192,33 @@ pub fn apply(
     }
     purge(root, diff, &mut manifest)?;
     applied.changed = diff.changes.len();
-    applied.kept = run.kept;
     Ok(applied)
+}
+
+/// Notes that what is in place is being read from now on.
+fn progress(root: &Root, manifest: &mut Manifest, wakes: &Wakes) -> Result<()> {
+    let wakes = Wakes { stop: BTreeSet::new(), links: BTreeSet::new(), ..wakes.clone() };
+    match &mut manifest.journal {
+        Some(journal) if !wakes.is_empty() => journal.begun.add_all(&wakes),
+        _ => return Ok(()),
+    }
+    manifest.write(root)
 }
 
 /// Deletes the data of upstreams that left, once all else is through: nothing brings it back.
 fn purge(root: &Root, diff: &Diff, manifest: &mut Manifest) -> Result<()> {
     let mut purged = false;
     for change in &diff.changes {
-        if matches!(change.action, Action::Remove { kind: Kind::Data, .. }) {
-            root.remove_tree(&change.path)?;
-            manifest.entries.remove(&change.path);
-            purged = true;
+        match &change.action {
+            Action::Remove { kind: Kind::Data, .. } => root.remove_tree(&change.path)?,
+            // It had data in it until now.
+            Action::Remove { kind: Kind::Directory, .. } if manifest.entries.contains_key(&change.path) => {
+                root.remove_empty_directory(&change.path)?;
+            }
+            _ => continue,
         }
+        manifest.entries.remove(&change.path);
+        purged = true;
     }
     if purged { manifest.write(root) } else { Ok(()) }
 }
@@ -205,15 +226,15 @@ fn purge(root: &Root, diff: &Diff, manifest: &mut Manifest) -> Result<()> {
 /// Temporary files of a run that died: of its manifest, or anywhere once that says that it was at work.
 fn sweep(plan: &Plan, root: &Root, old: &Manifest) -> Result<()> {
     root.sweep(STATE)?;
+    if old.journal.is_none() {
+        recover::clear(root, old)?;
+    }
     if old.unfinished.is_none() {
         return Ok(());
     }
     let paths = plan.resources.keys().chain(old.entries.keys());
     let folders: BTreeSet<&str> = paths.map(|path| folder_of(path)).collect();
-    folders.into_iter().try_for_each(|folder| {
-        root.sweep(folder)?;
-        root.sweep(&format!("{KEPT}/{folder}"))
-    })
+    folders.into_iter().try_for_each(|folder| root.sweep(folder))
 }
 
 /// The old manifest with what this run is about to write beside what is there now.
@@ -230,13 +251,23 @@ fn intent(old: &Manifest, plan: &Plan, diff: &Diff) -> Manifest {
             }
             Action::WriteFile { bytes, .. } => (Kind::File, Some(digest(bytes))),
             Action::Link { target } => (Kind::Link, Some((*target).to_owned())),
-            Action::SetAccess { .. } | Action::Remove { .. } | Action::Leave => continue,
+            Action::SetAccess { .. } | Action::GiveAccess { .. } | Action::Remove { .. } | Action::Leave => {
+                continue;
+            }
         };
-        let owned = manifest.entries.entry(change.path.clone()).or_insert_with(|| Owned::new(kind));
+        let owned =
+            manifest.entries.entry(change.path.clone()).or_insert_with(|| Owned::new(kind, Vec::new()));
         owned.kind = kind;
         owned.wrote.extend(wrote);
     }
     adopt(&mut manifest, plan);
+    for change in &diff.changes {
+        if let (Action::SetAccess { .. }, Entry::Directory { access }) = (&change.action, &change.before)
+            && let Some(owned) = manifest.entries.get_mut(&change.path).filter(|owned| owned.found)
+        {
+            owned.was.get_or_insert((*access).into());
+        }
+    }
     manifest
 }
 
@@ -261,7 +292,7 @@ fn adopt(manifest: &mut Manifest, plan: &Plan) {
             Resource::File { bytes, .. } => (Kind::File, vec![digest(bytes)]),
             Resource::Link { target } => (Kind::Link, vec![target.clone()]),
         };
-        manifest.entries.insert(path.clone(), Owned { wrote, found: true, ..Owned::new(kind) });
+        manifest.entries.insert(path.clone(), Owned { found: true, ..Owned::new(kind, wrote) });
     }
 }
 
@@ -270,8 +301,10 @@ fn commit(manifest: &mut Manifest, plan: &Plan, diff: &Diff) {
     manifest.unfinished = None;
     for change in &diff.changes {
         let gone = match &change.action {
-            Action::Remove { kind, .. } => *kind != Kind::Data,
-            action => *action == Action::Leave,
+            Action::Remove { kind: Kind::Data, .. } => false,
+            Action::Remove { kind: Kind::Directory, .. } => !manifest.holds_data(&change.path),
+            Action::Remove { .. } | Action::Leave | Action::GiveAccess { .. } => true,
+            _ => false,
         };
         if gone {
             manifest.entries.remove(&change.path);
@@ -297,10 +330,18 @@ fn commit(manifest: &mut Manifest, plan: &Plan, diff: &Diff) {
         return;
     }
     // Folders that hold something of somebody else's stay, and stay recorded no longer.
-    manifest.entries.retain(|path, owned| {
-        let gone = (owned.kind == Kind::Directory || owned.found) && !owned.left_alone;
-        !gone || plan.resources.contains_key(path)
-    });
+    let mut gone: BTreeSet<String> = BTreeSet::new();
+    for (path, owned) in manifest.entries.iter().filter(|(_, owned)| !owned.left_alone) {
+        let ends = match owned.kind {
+            Kind::Directory => !manifest.holds_data(path),
+            Kind::Data => owned.found && owned.was.is_none(),
+            _ => owned.found,
+        };
+        if ends && !plan.resources.contains_key(path) {
+            gone.insert(path.clone());
+        }
+    }
+    manifest.entries.retain(|path, _| !gone.contains(path));
 }
 
 /// The mode and owner that are ours to say.
@@ -330,37 +371,129 @@ fn hand_over(manifest: &mut Manifest, old: &Manifest, diff: &Diff) {
     manifest.unfinished = left.filter(|left| !left.is_empty());
 }
 
+/// What a run is about to do.
+struct Intended<'r> {
+    plan: &'r Plan,
+    diff: &'r Diff<'r>,
+    wakes: &'r Wakes,
+    /// Where files that were not ours are, for people.
+    kept: Vec<String>,
+}
+
+impl Intended<'_> {
+    /// Writes it down, with all that takes it back, before the first change.
+    fn begin(
+        &mut self,
+        root: &Root,
+        old: &Manifest,
+        stopped: BTreeSet<String>,
+        runtime: Option<Runtime>,
+        network: Option<&Record>,
+    ) -> Result<Manifest> {
+        let Self { plan, diff, wakes, .. } = self;
+        let mut manifest = if plan.handed_over { old.clone() } else { intent(old, plan, diff) };
+        let whole = !plan.handed_over && !plan.part;
+        let mut unfinished = old.unfinished.clone().filter(|_| !whole).unwrap_or_default();
+        unfinished.add_all(wakes);
+        manifest.unfinished = Some(unfinished);
+
+        let mut journal = match &old.journal {
+            Some(died) => {
+                let mut journal = died.clone();
+                // How far it came nobody knows; what containerd has read is noted.
+                let woken = Wakes { containerd: false, links: BTreeSet::new(), ..died.wakes.clone() };
+                journal.begun.add_all(&woken);
+                journal
+            }
+            None => Journal { unfinished: old.unfinished.clone(), ..Journal::default() },
+        };
+        Journal::open(root)?;
+        for change in &diff.changes {
+            let stays = matches!(change.action, Action::Leave | Action::Remove { kind: Kind::Data, .. });
+            if !stays {
+                journal.keep(root, &change.path, &change.before)?;
+            }
+            if let Action::WriteFile { bytes, .. } = &change.action
+                && plan.handed_over
+            {
+                journal.wrote.insert(change.path.clone(), digest(bytes));
+            }
+        }
+        journal.sync(root)?;
+        self.keep_strangers(root, &mut manifest)?;
+        for (path, owned) in &manifest.entries {
+            let was = old.entries.get(path);
+            if was != Some(owned) && !journal.owned.contains_key(path) {
+                journal.owned.insert(path.clone(), was.cloned());
+            }
+        }
+        journal.wakes.add_all(self.wakes);
+        journal.stopped.extend(stopped);
+        journal.runtime = journal.runtime.or(runtime);
+        journal.network = network.cloned().or(journal.network);
+        manifest.journal = Some(journal);
+        manifest.write(root)?;
+        Ok(manifest)
+    }
+
+    /// Copies of what is not ours, durable before anything is replaced.
+    fn keep_strangers(&mut self, root: &Root, manifest: &mut Manifest) -> Result<()> {
+        for change in &self.diff.changes {
+            let edits = matches!(change.action, Action::WriteFile { content, .. } if content.is_edit());
+            match change.stranger {
+                Some(_) => {}
+                None if edits && self.plan.handed_over => {
+                    let copy = keep_aside(root, &change.path, BEFORE_MIGRATION)?;
+                    let original = root.show(&change.path);
+                    self.kept.extend(
+                        copy.map(|copy| format!("{original} as it was is kept as {}", root.show(&copy))),
+                    );
+                    continue;
+                }
+                None if edits && change.before != Entry::Absent => {}
+                None => continue,
+            }
+            let owned = manifest.entries.get_mut(&change.path);
+            // The original of a file that we edit is the one from before our first edit.
+            if edits && owned.as_ref().is_some_and(|owned| owned.kept.is_some()) {
+                continue;
+            }
+            let copy = match change.stranger {
+                Some(Stranger::EditedByHand) => keep_edit(root, &change.path)?,
+                _ => keep_aside(root, &change.path, "")?,
+            };
+            if let (Some(owned), Some(copy)) = (owned, &copy)
+                && change.stranger != Some(Stranger::EditedByHand)
+            {
+                owned.kept = Some(copy.clone());
+                owned.found = false;
+            }
+            if let (Some(_), Some(copy)) = (change.stranger, copy) {
+                self.kept.push(format!("{} is kept as {}", root.show(&change.path), root.show(&copy)));
+            }
+        }
+        Ok(())
+    }
+}
+
 struct Run<'r> {
     root: &'r Root,
     ids: Option<Owner>,
-    /// What was begun, in its order.
-    undo: Vec<&'r Change<'r>>,
-    /// Units that ran before.
-    stopped: BTreeSet<String>,
     /// How the network was, where that changes.
     record: Option<Record>,
     /// What was woken for the new files: only that has to be woken for the old ones again.
     begun: Wakes,
-    kept: Vec<String>,
-    handed_over: bool,
     /// Nothing can be woken yet.
     part: bool,
 }
 
 impl<'r> Run<'r> {
-    fn change(
-        &mut self,
-        diff: &'r Diff,
-        manifest: &mut Manifest,
-        host: &dyn Host,
-        wakes: &Wakes,
-    ) -> Result<()> {
+    fn change(&mut self, diff: &Diff, host: &dyn Host, wakes: &Wakes) -> Result<()> {
         // Folders first: staged files need them.
         for change in &diff.changes {
             if let Action::MakeDirectory { access, .. } = &change.action
                 && let Some(access) = resolve(*access, self.ids)
             {
-                self.undo.push(change);
                 self.root.make_directory(&change.path, access)?;
             }
         }
@@ -375,10 +508,7 @@ impl<'r> Run<'r> {
                 host.try_containerd_config(self.root, &one.trial_path())?;
             }
         }
-        self.keep_strangers(diff, manifest)?;
-        // Should stopping fail half-way, all of them are started again.
-        self.stopped.clone_from(&wakes.stop);
-        self.stopped = host.stop(wakes)?;
+        host.stop(wakes)?;
         let mut staged = staged.into_iter().map(|one| (one.path().to_owned(), one)).collect();
         // The network last, with all in place that takes it back.
         self.rename(diff, &mut staged, |path| !belongs_to_network(path))?;
@@ -411,62 +541,14 @@ impl<'r> Run<'r> {
         Ok(staged)
     }
 
-    /// Copies of what is not ours, durable before anything is replaced.
-    fn keep_strangers(&mut self, diff: &Diff, manifest: &mut Manifest) -> Result<()> {
-        let mut first_copies = false;
-        for change in &diff.changes {
-            let edits = matches!(change.action, Action::WriteFile { content, .. } if content.is_edit());
-            match change.stranger {
-                Some(_) => {}
-                None if edits && self.handed_over => {
-                    let copy = keep_aside(self.root, &change.path, BEFORE_MIGRATION)?;
-                    let original = self.root.show(&change.path);
-                    self.kept.extend(
-                        copy.map(|copy| format!("{original} as it was is kept as {}", self.root.show(&copy))),
-                    );
-                    continue;
-                }
-                None if edits && change.before != Entry::Absent => {}
-                None => continue,
-            }
-            let owned = manifest.entries.get_mut(&change.path);
-            // The original of a file that we edit is the one from before our first edit.
-            if edits && owned.as_ref().is_some_and(|owned| owned.kept.is_some()) {
-                continue;
-            }
-            let copy = match change.stranger {
-                Some(Stranger::EditedByHand) => keep_edit(self.root, &change.path)?,
-                _ => keep_aside(self.root, &change.path, "")?,
-            };
-            if let (Some(owned), Some(copy)) = (owned, &copy)
-                && change.stranger != Some(Stranger::EditedByHand)
-            {
-                owned.kept = Some(copy.clone());
-                owned.found = false;
-                first_copies = true;
-            }
-            if let (Some(_), Some(copy)) = (change.stranger, copy) {
-                self.kept.push(format!(
-                    "{} is kept as {}",
-                    self.root.show(&change.path),
-                    self.root.show(&copy)
-                ));
-            }
-        }
-        if first_copies { manifest.write(self.root) } else { Ok(()) }
-    }
-
     /// Those of the changes that `which` picks.
     fn rename(
-        &mut self,
-        diff: &'r Diff,
+        &self,
+        diff: &Diff,
         staged: &mut BTreeMap<String, Staged>,
         which: fn(&str) -> bool,
     ) -> Result<()> {
         for change in diff.changes.iter().filter(|change| which(&change.path)) {
-            if !matches!(change.action, Action::MakeDirectory { .. }) {
-                self.undo.push(change);
-            }
             match &change.action {
                 Action::MakeDirectory { .. } | Action::Leave => {}
                 Action::WriteFile { .. } => {
@@ -479,6 +561,7 @@ impl<'r> Run<'r> {
                         self.root.set_access(&change.path, access)?;
                     }
                 }
+                Action::GiveAccess { access } => self.root.set_access(&change.path, *access)?,
                 Action::Remove { kept, kind } => self.remove(change, kept.as_deref(), *kind)?,
             }
         }
@@ -491,11 +574,13 @@ impl<'r> Run<'r> {
             (Kind::Directory, _) => self.root.remove_empty_directory(path),
             // Last of all, by `purge`.
             (Kind::Data, _) => Ok(()),
-            (_, Some(kept)) => match self.root.entry(kept)? {
-                Entry::File { bytes, access } => self.root.write(path, &bytes, access),
-                Entry::Link { target } => self.root.link(path, &target),
-                _ => self.root.remove(path),
-            },
+            (_, Some(kept)) => {
+                if self.root.keep(kept, path)? {
+                    Ok(())
+                } else {
+                    self.root.remove(path)
+                }
+            }
             (Kind::File | Kind::Link | Kind::Edited, None) => self.root.remove(path),
         }
     }
@@ -525,72 +610,9 @@ impl<'r> Run<'r> {
         if self.part { Ok(()) } else { guard::disarm(self.root, host) }
     }
 
-    /// Puts every path back: the network first, then newest first, and the units after it. Returns what could not be
-    /// undone, and what the links carry where they had to be put back.
-    fn roll_back(
-        mut self,
-        host: &dyn Host,
-        own: &Wakes,
-        old: &Manifest,
-        wanted: &Wanted,
-    ) -> (Vec<String>, Option<String>) {
-        let mut not_undone = Vec::new();
-        let mut links = None;
-        let record = self.record.take().filter(|_| !self.begun.links.is_empty());
-        if let Some(record) = &record {
-            links = self.roll_links_back(record, host, &mut not_undone);
-        }
-        let mut note = |what: &str, result: Result<()>| {
-            if let Err(error) = result {
-                not_undone.push(format!("{what}: {error:#}"));
-            }
-        };
-        let back = self.begun.common(own).undo(std::mem::take(&mut self.stopped));
-        note("stop units", host.stop(&back).map(drop));
-        for Change { path, before, .. } in self.undo.iter().rev() {
-            if !record.as_ref().is_some_and(|record| record.has(path)) {
-                note(&self.root.show(path), put_back(self.root, path, before));
-            }
-        }
-        note("wake units", host.wake(self.root, &back, wanted, &mut Wakes::default()).map(drop));
-        let mut old = old.clone();
-        if let Some(record) = &record {
-            record.amend(&mut old);
-        }
-        note("the manifest", old.write(self.root));
-        (not_undone, links)
-    }
-
-    /// The timer stays set where this does not work: it tries again.
-    fn roll_links_back(
-        &self,
-        record: &Record,
-        host: &dyn Host,
-        not_undone: &mut Vec<String>,
-    ) -> Option<String> {
-        let mut note = |what: &str, error: anyhow::Error| not_undone.push(format!("{what}: {error:#}"));
-        // It may have been disarmed with the proof, and something later have failed.
-        let armed = record.arm(self.root, host);
-        if let Err(error) = host.release_links(&record.links) {
-            note("take the links down", error);
-        }
-        for (path, error) in record.restore_files(self.root) {
-            note(&path, error);
-        }
-        match host.wake_links(&record.links, &Aim::Before(record.live.clone())) {
-            Ok(links) => {
-                if let Err(error) = guard::disarm(self.root, host) {
-                    note("disarm the guard of the network", error);
-                }
-                return Some(links);
-            }
-            Err(error) => {
-                note("the network", error);
-                if let Err(error) = armed {
-                    note("try again later", error);
-                }
-            }
-        }
-        None
+    fn roll_back(mut self, host: &dyn Host, own: &Wakes, manifest: &Manifest) -> Undone {
+        let begun = self.begun.common(own);
+        let network = self.record.take().filter(|_| !self.begun.links.is_empty());
+        recover::undo(self.root, host, manifest, Some(recover::Run { begun, network }))
     }
 }

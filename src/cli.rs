@@ -24,6 +24,7 @@ use crate::root::Root;
 mod explain;
 mod gc;
 mod migrate;
+mod recover;
 mod refresh;
 mod run;
 mod scrub;
@@ -86,6 +87,22 @@ struct LiveInput {
     output: Output,
 }
 
+/// What a command takes that needs no profile.
+#[derive(Debug, clap::Args)]
+struct NoProfile {
+    /// Work on the image unpacked in DIR, not on the running machine
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+impl NoProfile {
+    fn input(&self) -> Input {
+        Input { profile: None, root: self.root.clone(), output: self.output }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make this machine what the profile says, prove it, exit
@@ -100,6 +117,16 @@ enum Command {
         /// Write the files of the network only and wake nobody, while this machine boots (larder-network.service does)
         #[arg(long, conflicts_with_all = ["purge", "root", "keep", "take"])]
         before_network: bool,
+    },
+    /// Undo a run that died: everything is as it was before it. `larder apply` does so by itself where it cannot
+    /// finish what the run has begun
+    #[command(
+        after_help = "Exit codes:\n  0  everything is as it was before the run, or there was nothing to recover\n  3  \
+                      not all could be put back: what is left is said, and how to do it by hand"
+    )]
+    Recover {
+        #[command(flatten)]
+        input: NoProfile,
     },
     /// Show what apply would change, as a diff
     Plan {
@@ -276,9 +303,15 @@ fn report_error(error: &anyhow::Error) -> u8 {
     tell_error(error);
     match error.downcast_ref::<Failed>() {
         Some(failed) if !failed.not_undone.is_empty() => code::NOT_ROLLED_BACK,
+        _ if error.is::<recover::NotUndone>() => code::NOT_ROLLED_BACK,
         _ if error.is::<Refused>() => code::REFUSED,
         _ => code::FAILED,
     }
+}
+
+/// Whether nothing was done because nothing of the kind is done.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    error.is::<BadProfile>() || error.is::<Refused>()
 }
 
 /// To the person, and to the journal where that is not where the person's text goes.
@@ -302,6 +335,7 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Apply { input, purge, choices, before_network: false } => {
             run::apply_command(&input, purge, &choices)
         }
+        Command::Recover { input } => recover::recover_command(&input.input()),
         Command::Plan { input, purge, choices } => run::plan_command(&input, purge, &choices),
         Command::Check { input } => check_command(&input),
         Command::Verify { input: LiveInput { profile, output }, pull } => {

@@ -11,7 +11,7 @@ use toml_edit::{Document, Item};
 
 use crate::drift::{self, Drift, What};
 use crate::facts::USER;
-use crate::journal::{Kind, Manifest};
+use crate::journal::{Kind, Manifest, is_above_state};
 use crate::plan::network::{belongs_to_network, is_managers_file};
 use crate::plan::{Content, Plan, Purpose, Refused, Resource, User};
 use crate::root::{Access, Entry, Owner, Root};
@@ -57,6 +57,10 @@ pub enum Action<'p> {
     /// Contents are right.
     SetAccess {
         access: Wanted,
+    },
+    /// The mode and the owner that a folder had before us.
+    GiveAccess {
+        access: Access,
     },
     /// Somebody else's file with our setting in it, changed by others since.
     Leave,
@@ -182,8 +186,18 @@ pub fn additions<'p>(plan: &'p Plan, root: &Root, manifest: &Manifest) -> Result
             (Resource::Link { target }, Entry::Link { target: now }) if leads_alike(now, target) => None,
             (Resource::Link { target }, _) => Some(Action::Link { target }),
         };
-        if let Some(action) = action {
-            let stranger = stranger(&action, path, &before, manifest);
+        if let Some(mut action) = action {
+            // One that is not ours keeps its mode: it is kept aside whole, and comes back so.
+            if let (Action::SetAccess { access }, Resource::File { bytes, content, .. }) = (&action, resource)
+                && manifest.entries.get(path).is_none_or(|owned| owned.found)
+            {
+                action = Action::WriteFile { bytes, access: *access, content: *content };
+            }
+            let mut stranger = stranger(&action, path, &before, manifest);
+            // A run that died has given it back already: it is kept.
+            if stranger.is_some() && is_given_back(root, path, manifest)? {
+                stranger = None;
+            }
             let drift = match manifest.entries.get(path) {
                 Some(owned) => drift::of(root, path, manifest, owned, &before, ids)?,
                 None => None,
@@ -261,6 +275,14 @@ fn stranger(action: &Action, path: &str, before: &Entry, manifest: &Manifest) ->
     }
 }
 
+/// Whether what is at a path of ours is what was there before us.
+fn is_given_back(root: &Root, path: &str, manifest: &Manifest) -> Result<bool> {
+    match manifest.entries.get(path).and_then(|owned| owned.kept.as_deref()) {
+        Some(kept) => root.is_same(kept, path),
+        None => Ok(false),
+    }
+}
+
 /// What is ours and no longer wanted.
 fn removals(
     plan: &Plan,
@@ -275,10 +297,27 @@ fn removals(
             continue;
         }
         let before = root.entry(path)?;
-        if owned.found || owned.left_alone || (owned.kind == Kind::Data && !purge) {
+        if owned.left_alone {
             continue;
         }
-        let edited = !manifest.wrote(path, &before) && before != Entry::Absent;
+        if let (Entry::Directory { access }, Some(was), true) = (&before, owned.was, owned.found)
+            && *access != was.into()
+        {
+            let action = Action::GiveAccess { access: was.into() };
+            diff.changes.push(Change { path: path.clone(), before, action, stranger: None, drift: None });
+            continue;
+        }
+        let stays = match owned.kind {
+            Kind::Data => !purge,
+            Kind::Directory => !purge && manifest.holds_data(path) || is_above_state(path),
+            _ => false,
+        };
+        if owned.found || stays {
+            continue;
+        }
+        let edited = !manifest.wrote(path, &before)
+            && before != Entry::Absent
+            && !is_given_back(root, path, manifest)?;
         let stranger = match owned.kind {
             Kind::File | Kind::Link if edited => Some(Stranger::EditedByHand),
             _ => None,
@@ -318,7 +357,10 @@ impl Diff<'_> {
                 Action::Remove { .. } if change.before != Entry::Absent => {
                     wakes.add(&change.path, Woken::Removed);
                 }
-                Action::Remove { .. } | Action::MakeDirectory { .. } | Action::Leave => {}
+                Action::Remove { .. }
+                | Action::MakeDirectory { .. }
+                | Action::GiveAccess { .. }
+                | Action::Leave => {}
             }
         }
         wakes.settle(&enabled_units(plan));
@@ -408,6 +450,7 @@ impl Change<'_> {
             (Action::WriteFile { .. }, Entry::Absent) => "create",
             (Action::WriteFile { .. }, _) => "change",
             (Action::SetAccess { .. }, _) => "change mode of",
+            (Action::GiveAccess { .. }, _) => "give back the mode of",
             (Action::Remove { kept: Some(_), .. }, _) => "give back",
             (Action::Leave, _) => "leave, it was changed by others since:",
             (Action::Remove { .. }, _) => "remove",

@@ -10,7 +10,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::diff::{Wanted, compare, registry_ids, resolve};
-use crate::journal::{KEPT, Kind, Manifest, Owned, keep_aside};
+use crate::journal::{EDITED_BY_HAND, KEPT, Kind, Manifest, Owned, keep_aside};
 use crate::plan::{Content, Plan, REGISTRY_FOLDER, Refused, Resource, User};
 use crate::profile::suggest::nearest;
 use crate::root::{Access, Entry, Owner, Root, folder_of};
@@ -19,8 +19,6 @@ use crate::template::RegistryConfig;
 
 /// Of one file, so many versions that were edited by hand are kept: the newest.
 const VERSIONS: usize = 8;
-/// In the name of each; the time of its being set aside follows.
-const BY_HAND: &str = ".edited-by-hand";
 /// So many names of files tell an operator what was meant.
 const NEAR: usize = 6;
 
@@ -210,7 +208,7 @@ pub fn explain(drifts: &mut [Drift], root: &Root, manifest: &Manifest, plan: &Pl
 /// On I/O errors.
 pub fn keep_edit(root: &Root, path: &str) -> Result<Option<String>> {
     let entry = root.entry(path)?;
-    let (base, folder) = (format!("{KEPT}/{path}{BY_HAND}"), format!("{KEPT}/{}", folder_of(path)));
+    let (base, folder) = (format!("{KEPT}/{path}{EDITED_BY_HAND}"), format!("{KEPT}/{}", folder_of(path)));
     let prefix = base.rsplit('/').next().unwrap_or(&base).to_owned();
     let mut copies: Vec<String> = root.list(&folder)?;
     copies.retain(|name| name.starts_with(&prefix));
@@ -220,7 +218,7 @@ pub fn keep_edit(root: &Root, path: &str) -> Result<Option<String>> {
         }
     }
     // No colons: a name that each tool takes.
-    let suffix = format!("{BY_HAND}.{}", Time::now().to_string().replace(':', "-"));
+    let suffix = format!("{EDITED_BY_HAND}.{}", Time::now().to_string().replace(':', "-"));
     let Some(made) = keep_aside(root, path, &suffix)? else { return Ok(None) };
     // Their names are in the order of their time.
     for old in copies.iter().rev().skip(VERSIONS - 1) {
@@ -318,7 +316,7 @@ impl Choices {
             }
         };
         // Never ours, and it stays the operator's when larder goes.
-        let owned = Owned { found: true, left_alone: true, ..Owned::new(kind) };
+        let owned = Owned { found: true, left_alone: true, ..Owned::new(kind, Vec::new()) };
         manifest.entries.insert(path.clone(), owned);
         Ok(path)
     }

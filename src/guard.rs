@@ -172,8 +172,11 @@ impl Record {
     /// The files as they were. Returns what could not be put back.
     pub fn restore_files(&self, root: &Root) -> Vec<(String, anyhow::Error)> {
         let mut failed = Vec::new();
+        // Without it a file comes back all the same, with another time.
+        let journal = Manifest::read(root).ok().and_then(|manifest| manifest.journal);
         for (path, before) in &self.files {
-            if let Err(error) = before.there.entry().and_then(|entry| put_back(root, path, &entry)) {
+            let put_back = |entry: Entry| put_back(root, path, &entry, journal.as_ref());
+            if let Err(error) = before.there.entry().and_then(put_back) {
                 failed.push((root.show(path), error));
             }
         }
@@ -194,12 +197,31 @@ impl Record {
         }
     }
 
-    /// Whether all is as it was.
-    fn is_restored(&self, root: &Root, host: &dyn Host) -> Result<bool> {
+    /// Whether a file is not as it was.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn differs(&self, root: &Root) -> Result<bool> {
         for (path, before) in &self.files {
             if root.entry(path)? != before.there.entry()? {
-                return Ok(false);
+                return Ok(true);
             }
+        }
+        Ok(false)
+    }
+
+    /// The run that acts on it from now on.
+    pub fn adopt(&mut self) {
+        self.process = Process::this();
+    }
+
+    /// Whether all is as it was.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub fn is_restored(&self, root: &Root, host: &dyn Host) -> Result<bool> {
+        if self.differs(root)? {
+            return Ok(false);
         }
         let now = host.link_states(&self.links)?;
         Ok(self.live.iter().all(|(name, before)| now.get(name).is_some_and(|now| now.covers(before))))
@@ -396,7 +418,7 @@ mod tests {
     fn manifest(paths: &[&str]) -> Manifest {
         let mut manifest = Manifest::default();
         for path in paths {
-            let owned = Owned { wrote: vec![text_of(path)], ..Owned::new(Kind::File) };
+            let owned = Owned::new(Kind::File, vec![text_of(path)]);
             manifest.entries.insert((*path).to_owned(), owned);
         }
         manifest

@@ -84,6 +84,16 @@ pub trait Host {
     /// When systemd-sysusers fails.
     fn make_user(&self, root: &Root, name: &str) -> Result<Done>;
 
+    /// Removes a system user that nobody needs any more, as the running machine does that (userdel(8)); `false`: it has
+    /// no means to.
+    ///
+    /// # Errors
+    /// When userdel refuses.
+    fn remove_user(&self, name: &str) -> Result<bool> {
+        let _ = name;
+        Ok(false)
+    }
+
     /// Has the machine's own containerd read a configuration that is not in place yet.
     ///
     /// # Errors
@@ -101,6 +111,14 @@ pub trait Host {
     /// # Errors
     /// When the kernel's tables cannot be read.
     fn port_holders(&self, ports: &BTreeSet<u16>) -> Result<Vec<(u16, String)>>;
+
+    /// Those of these units that run.
+    ///
+    /// # Errors
+    /// When systemd cannot be asked.
+    fn running(&self, units: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+        Ok(units.clone())
+    }
 
     /// Stops what has to be stopped before its files change, and returns what ran.
     ///

@@ -1,23 +1,33 @@
-//! What Larder owns on this machine, and what an interrupted run left to do.
+//! What Larder owns on this machine, and what an interrupted run left to do or to undo.
 //!
 //! One file, written whole before the first change and again after the last: whoever dies in between leaves
-//! a manifest that knows both the old and the new bytes as ours, and the units that are still to be woken.
+//! a manifest that knows both the old and the new bytes as ours, the units that are still to be woken, and how
+//! everything was before. The next run finishes that, or `recover` undoes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Write as _};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::account::Account;
 use crate::diff::Wanted;
+use crate::guard::Record;
+use crate::host::Runtime;
 use crate::plan::STATE;
-use crate::root::{Access, Entry, Root, folder_of};
+use crate::root::{Access, Entry, Owner, Root, folder_of, is_temporary};
 use crate::wake::Wakes;
 
 const MANIFEST: &str = "var/lib/larder/state/manifest.json";
 /// What was in our way, each at its own path below.
 pub const KEPT: &str = "var/lib/larder/state/kept";
+/// How the paths were that the run at work changes, by number.
+pub const UNDO: &str = "var/lib/larder/state/undo";
+/// Of a file of ours that somebody changed, in the folder of what is kept.
+pub const EDITED_BY_HAND: &str = ".edited-by-hand";
+/// Of a configuration that was migrated, there too.
+pub const BEFORE_MIGRATION: &str = ".before-migration";
 const VERSION: u32 = 1;
 
 /// The paths that are ours.
@@ -29,6 +39,15 @@ pub struct Manifest {
     /// Not empty only while a run is at work, or after one that died.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unfinished: Option<Wakes>,
+    /// How everything was before the run that is at work, or that died.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<Journal>,
+    /// The registries' user, where we made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<Account>,
+    /// Files that programs of ours have written beside all this, to go with `larder remove`, which has begun.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub leavings: BTreeSet<String>,
 }
 
 /// One path of ours.
@@ -45,6 +64,9 @@ pub struct Owned {
     /// The file was there before us with the very same bytes: it stays when we go.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub found: bool,
+    /// The mode and the owner of a folder that was there before us, where we had to change them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub was: Option<Ids>,
     /// What we gave it, where that is not others' to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Wanted>,
@@ -56,8 +78,133 @@ pub struct Owned {
 impl Owned {
     /// A path of which nothing more is known.
     #[must_use]
-    pub fn new(kind: Kind) -> Self {
-        Self { kind, wrote: Vec::new(), kept: None, found: false, access: None, left_alone: false }
+    pub fn new(kind: Kind, wrote: Vec<String>) -> Self {
+        Self { kind, wrote, kept: None, found: false, was: None, access: None, left_alone: false }
+    }
+}
+
+/// An [`Access`] in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ids {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl From<Access> for Ids {
+    fn from(access: Access) -> Self {
+        let (uid, gid) = match access.owner {
+            Owner::Root => (0, 0),
+            Owner::Id { uid, gid } => (uid, gid),
+        };
+        Self { mode: access.mode, uid, gid }
+    }
+}
+
+impl From<Ids> for Access {
+    fn from(ids: Ids) -> Self {
+        let owner = match (ids.uid, ids.gid) {
+            (0, 0) => Owner::Root,
+            (uid, gid) => Owner::Id { uid, gid },
+        };
+        Self { mode: ids.mode, owner }
+    }
+}
+
+/// What takes the machine back to where it was before a run, whoever is there to do it. A run that goes on where one
+/// died goes on with its journal, too.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Journal {
+    /// Every path that may change.
+    pub before: BTreeMap<String, Before>,
+    /// What the manifest said of paths of which it says something else now.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub owned: BTreeMap<String, Option<Owned>>,
+    /// Digests of what is written and is not ours afterwards.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub wrote: BTreeMap<String, String>,
+    /// What was left to do already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfinished: Option<Wakes>,
+    /// Everything that may be woken.
+    pub wakes: Wakes,
+    /// What of it may have been.
+    #[serde(default, skip_serializing_if = "Wakes::is_empty")]
+    pub begun: Wakes,
+    /// Of the units to be stopped, those that ran.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub stopped: BTreeSet<String>,
+    /// Where the network changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Record>,
+    /// How well containerd was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<Runtime>,
+}
+
+/// What was at a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Before {
+    Absent,
+    File {
+        /// Where it is now.
+        kept: String,
+        access: Ids,
+    },
+    Link {
+        kept: String,
+        target: String,
+    },
+    Directory(Ids),
+}
+
+impl Journal {
+    /// Adds a path, unless it is in already: how it was first is how it was. Durable with [`Journal::sync`].
+    ///
+    /// # Errors
+    /// On I/O errors.
+    pub fn keep(&mut self, root: &Root, path: &str, entry: &Entry) -> Result<()> {
+        if self.before.contains_key(path) {
+            return Ok(());
+        }
+        let before = match entry {
+            Entry::Absent => Before::Absent,
+            Entry::Directory { access } => Before::Directory((*access).into()),
+            Entry::File { access, .. } => {
+                Before::File { kept: self.copy(root, path)?, access: (*access).into() }
+            }
+            Entry::Link { target } => Before::Link { kept: self.copy(root, path)?, target: target.clone() },
+            // Nothing of ours ever takes its place.
+            Entry::Other => return Ok(()),
+        };
+        self.before.insert(path.to_owned(), before);
+        Ok(())
+    }
+
+    fn copy(&self, root: &Root, path: &str) -> Result<String> {
+        // Numbers only grow: each path is added once.
+        let kept = format!("{UNDO}/{}", self.before.len());
+        let there = root.keep(path, &kept)?;
+        ensure!(there, "keep {}: it is gone since it was read", root.show(path));
+        Ok(kept)
+    }
+
+    /// Makes the folder of what is kept. It is there while a run is at work, and after one that died: `larder.service`
+    /// starts for it.
+    ///
+    /// # Errors
+    /// On I/O errors.
+    pub fn open(root: &Root) -> Result<()> {
+        root.make_directories(UNDO, Access::root(0o700))
+    }
+
+    /// # Errors
+    /// On I/O errors.
+    pub fn sync(&self, root: &Root) -> Result<()> {
+        root.sync_folders(&BTreeSet::from([UNDO]))
     }
 }
 
@@ -74,7 +221,14 @@ pub enum Kind {
 
 impl Default for Manifest {
     fn default() -> Self {
-        Self { version: VERSION, entries: BTreeMap::new(), unfinished: None }
+        Self {
+            version: VERSION,
+            entries: BTreeMap::new(),
+            unfinished: None,
+            journal: None,
+            account: None,
+            leavings: BTreeSet::new(),
+        }
     }
 }
 
@@ -128,6 +282,15 @@ impl Manifest {
         }
     }
 
+    /// Whether a folder is above data that stays, or above this manifest.
+    #[must_use]
+    pub fn holds_data(&self, path: &str) -> bool {
+        let below = format!("{path}/");
+        let mut entries =
+            self.entries.range(below.clone()..).take_while(|(path, _)| path.starts_with(&below));
+        is_above_state(path) || entries.any(|(_, owned)| owned.kind == Kind::Data)
+    }
+
     /// Whether what is at `path` is what we wrote there.
     #[must_use]
     pub fn wrote(&self, path: &str, entry: &Entry) -> bool {
@@ -141,13 +304,35 @@ impl Manifest {
     }
 }
 
-/// Makes the folders that the manifest lives in, for root alone: what is kept aside may hold secrets.
+/// Whether the manifest is below this folder.
+#[must_use]
+pub fn is_above_state(path: &str) -> bool {
+    STATE.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// Makes the folders that the manifest lives in, for root alone: what is kept aside may hold secrets. Those above it
+/// that were not there are ours, and named.
 ///
 /// # Errors
 /// On I/O errors.
-pub fn make_state_folder(root: &Root) -> Result<()> {
-    root.make_directories(folder_of(STATE), Access::root(0o755))?;
-    root.make_directories(STATE, Access::root(0o700))
+pub fn make_state_folder(root: &Root) -> Result<Vec<String>> {
+    let above = folder_of(STATE);
+    let ends = above.match_indices('/').map(|(at, _)| at).chain([above.len()]);
+    let new: Vec<String> = ends
+        .filter_map(|end| above.get(..end))
+        .filter(|folder| !root.exists(folder))
+        .map(str::to_owned)
+        .collect();
+    root.make_directories(above, Access::root(0o755))?;
+    root.make_directories(STATE, Access::root(0o700))?;
+    if !new.is_empty() {
+        let mut manifest = Manifest::read(root)?;
+        for folder in &new {
+            manifest.entries.insert(folder.clone(), Owned::new(Kind::Directory, Vec::new()));
+        }
+        manifest.write(root)?;
+    }
+    Ok(new)
 }
 
 /// A digest as the manifest writes it.
@@ -160,42 +345,83 @@ pub fn digest(bytes: &[u8]) -> String {
     })
 }
 
-/// Copies what is at `path` below the state folder, where nothing reads it, and returns the copy's path.
-/// `suffix` tells copies of one path apart; a copy with the same bytes is used again.
+/// Keeps what is at `path` below the state folder, where nothing reads it, and returns where. `suffix` tells several
+/// of one path apart. An original (no suffix) is kept as what it is, so that it can be given back; of the others one
+/// with the same bytes is enough.
 ///
 /// # Errors
 /// On I/O errors.
 pub fn keep_aside(root: &Root, path: &str, suffix: &str) -> Result<Option<String>> {
     let entry = root.entry(path)?;
+    if !matches!(entry, Entry::File { .. } | Entry::Link { .. }) {
+        return Ok(None);
+    }
     let base = format!("{KEPT}/{path}{suffix}");
     root.make_directories(folder_of(&base), Access::root(0o700))?;
     for n in 0_u32.. {
         let copy = if n == 0 { base.clone() } else { format!("{base}.{n}") };
-        match (root.entry(&copy)?, &entry) {
-            (_, Entry::Absent | Entry::Directory { .. } | Entry::Other) => return Ok(None),
-            (there, wanted) if there == *wanted => return Ok(Some(copy)),
-            (Entry::Absent, Entry::File { bytes, access }) => {
-                root.write(&copy, bytes, *access)?;
-                return Ok(Some(copy));
-            }
-            (Entry::Absent, Entry::Link { target }) => {
-                root.link(&copy, target)?;
-                root.sync_folder(&copy)?;
-                return Ok(Some(copy));
-            }
-            _ => {}
+        let there = root.entry(&copy)?;
+        if root.is_same(path, &copy)? || (there == entry && !suffix.is_empty()) {
+            return Ok(Some(copy));
+        }
+        if there == Entry::Absent {
+            root.keep(path, &copy)?;
+            root.sync_folder(&copy)?;
+            return Ok(Some(copy));
         }
     }
     Ok(None)
+}
+
+/// Lets go of what is kept and is back where it was: one of two names would be left.
+///
+/// # Errors
+/// On I/O errors.
+pub fn tidy(root: &Root, manifest: &Manifest) -> Result<()> {
+    let owned: BTreeSet<&str> = manifest.entries.values().filter_map(|owned| owned.kept.as_deref()).collect();
+    for copy in root.files_below(KEPT)? {
+        if is_temporary(&copy) {
+            root.remove(&copy)?;
+            continue;
+        }
+        if owned.contains(copy.as_str()) {
+            continue;
+        }
+        if let Some(path) = copied_from(&copy)
+            && root.is_same(&copy, path)?
+        {
+            root.remove(&copy)?;
+        }
+    }
+    root.remove_empty_tree(KEPT)
+}
+
+/// Where what is kept there was.
+#[must_use]
+pub fn copied_from(copy: &str) -> Option<&str> {
+    let path = copy.strip_prefix(KEPT)?.strip_prefix('/')?;
+    let number = path.rsplit_once('.').filter(|(_, number)| number.bytes().all(|b| b.is_ascii_digit()));
+    let path = number.map_or(path, |(path, _)| path);
+    // After this the name says when.
+    let edited = path.rsplit_once(EDITED_BY_HAND).map(|(path, _)| path);
+    Some(edited.or_else(|| path.strip_suffix(BEFORE_MIGRATION)).unwrap_or(path))
 }
 
 /// Makes what is at `path` what it was.
 ///
 /// # Errors
 /// On I/O errors.
-pub fn put_back(root: &Root, path: &str, before: &Entry) -> Result<()> {
+pub fn put_back(root: &Root, path: &str, before: &Entry, journal: Option<&Journal>) -> Result<()> {
     if root.entry(path)? == *before {
         return Ok(());
+    }
+    // The very file, where it is kept.
+    if let Some(Before::File { kept, .. } | Before::Link { kept, .. }) =
+        journal.and_then(|journal| journal.before.get(path))
+        && root.entry(kept)? == *before
+    {
+        root.keep(kept, path)?;
+        return root.sync_folder(path);
     }
     match before {
         Entry::Absent => match root.entry(path)? {

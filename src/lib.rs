@@ -24,6 +24,8 @@ pub mod wake;
 pub mod apply;
 pub mod guard;
 pub mod journal;
+pub mod recover;
+pub mod account;
 pub mod root;
 #[expect(clippy::disallowed_methods, reason = "this is where programs are run and the machine is asked")]
 pub mod host;

@@ -20,6 +20,7 @@ use nix::fcntl::{
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, fsync, symlinkat, unlinkat};
 
+mod originals;
 mod stored;
 mod walk;
 pub use walk::{Folder, Kind, Space, Stat};
@@ -608,6 +609,12 @@ impl Root {
             }
         }
     }
+}
+
+/// Whether a path is a temporary file's.
+#[must_use]
+pub fn is_temporary(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|name| name.starts_with(TEMPORARY))
 }
 
 /// The folder that a path is in; empty for what is in the root itself.

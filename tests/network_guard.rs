@@ -295,7 +295,10 @@ fn a_network_that_does_not_come_back_is_said_and_tried_again_later() {
     let host = Fake::of(&machine);
     host.fails.borrow_mut().extend(["prove", "go back"]);
     let failed = failed(run(&machine, &host, "10.0.20.10/24"));
-    assert_eq!(failed.not_undone, ["the network: go back failed on purpose"]);
+    assert_eq!(
+        failed.not_undone,
+        ["the network: go back failed on purpose\n      by hand: larder unit restore-network"]
+    );
     assert!(machine.has(RECORD), "the timer has what it needs");
     assert_eq!(host.live.borrow().as_str(), "10.0.20.10/24");
 

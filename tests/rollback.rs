@@ -17,6 +17,7 @@ use larder::host::{Done, Host, Runtime, Wanted};
 use larder::journal::Manifest;
 use larder::node::Network;
 use larder::plan::{Content, Plan, Purpose, Resource, User};
+use larder::recover;
 use larder::root::Root;
 use larder::wake::Wakes;
 use support::{Machine, differences};
@@ -258,7 +259,13 @@ fn an_old_state_that_cannot_be_proven_is_said() {
     let diff = diff(&plan, &root, &manifest, false).unwrap();
     let error = apply(&plan, &diff, &root, &host, manifest, None).unwrap_err();
     let failed = error.downcast::<Failed>().unwrap();
-    assert_eq!(failed.not_undone, ["wake units: it is not as well as it was"]);
+    assert_eq!(
+        failed.not_undone,
+        [
+            "wake units: it is not as well as it was\n      by hand: systemctl daemon-reload && systemctl restart \
+          containerd.service"
+        ]
+    );
     assert_eq!(machine.read("etc/foreign"), "somebody's", "the files are back all the same");
 }
 
@@ -267,7 +274,9 @@ fn the_next_run_starts_from_the_same_manifest() {
     let machine = machine();
     run_into(&machine, Fault::Wake, &|| ());
     let manifest = Manifest::read(&Root::open(machine.root()).unwrap()).unwrap();
-    assert_eq!(manifest, Manifest::default());
+    let ours: Vec<_> = manifest.entries.keys().map(String::as_str).collect();
+    assert_eq!(ours, ["var", "var/lib", "var/lib/larder"], "the manifest's own folders");
+    assert_eq!(manifest, Manifest { entries: manifest.entries.clone(), ..Manifest::default() });
 }
 
 #[test]
@@ -282,6 +291,16 @@ fn what_cannot_be_put_back_is_named() {
     assert_eq!(failed.not_undone.len(), 1, "{failed}");
     assert!(failed.not_undone[0].contains("etc/containerd/config.toml: "), "{failed}");
     assert_eq!(machine.read("etc/foreign"), "somebody's", "the rest is back all the same");
+    // What it says to do by hand does it, and then nothing is left.
+    let (_, command) = failed.not_undone[0].split_once("by hand: ").unwrap();
+    let done = std::process::Command::new("sh").args(["-ec", command]).status().unwrap();
+    assert!(done.success(), "{command}");
+    assert_eq!(machine.read("etc/containerd/config.toml"), support::DEBIAN_CONTAINERD);
+    let root = Root::open(machine.root()).unwrap();
+    let host = Broken { failed: RefCell::new(true), ..Broken::at(Fault::Wake) };
+    let undone = recover::undo(&root, &host, &Manifest::read(&root).unwrap(), None);
+    assert_eq!(undone.left, [""; 0]);
+    assert_eq!(Manifest::read(&root).unwrap().journal, None);
 }
 
 #[test]

@@ -9,7 +9,9 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
 
-use super::{Input, Output, code, machine, print, print_json, read_node, refused, tell_warning};
+use super::{
+    Input, Output, code, is_refusal, machine, print, print_json, read_node, recover, refused, tell_warning,
+};
 use crate::apply::{Applied, apply};
 use crate::containerd::config::{Effective, Planned};
 use crate::diff::{Action, Diff, Summary, diff, enabled_units};
@@ -354,6 +356,17 @@ fn fetch_image(host: &dyn Host, facts: &Facts) -> Result<Option<String>> {
 }
 
 pub(super) fn apply_command(input: &Input, purge: bool, choices: &Choices) -> Result<u8> {
+    match converge(input, purge, choices) {
+        // What cannot be finished is undone: a machine is as it was, or as it should be.
+        Err(error) if is_refusal(&error) => {
+            recover::undo_dead_run(input)?;
+            Err(error)
+        }
+        other => other,
+    }
+}
+
+fn converge(input: &Input, purge: bool, choices: &Choices) -> Result<u8> {
     let (node, _) = read_node(input)?;
     let (root, host) = machine(input)?;
     if !nix::unistd::geteuid().is_root() {

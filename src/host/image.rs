@@ -70,6 +70,10 @@ impl Host for Image {
         Ok(Vec::new())
     }
 
+    fn running(&self, _units: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+        Ok(BTreeSet::new())
+    }
+
     fn stop(&self, _wakes: &Wakes) -> Result<BTreeSet<String>> {
         Ok(BTreeSet::new())
     }

@@ -121,6 +121,20 @@ impl Host for Live {
         Ok(Done::Now)
     }
 
+    fn remove_user(&self, name: &str) -> Result<bool> {
+        if command::find("userdel").is_none() {
+            return Ok(false);
+        }
+        // 6: there is no such user.
+        let output = command::Invocation::new("userdel", &["--", name]).output(soon())?;
+        ensure!(
+            matches!(output.status.code(), Some(0 | 6)),
+            "remove the system user {name}: {}",
+            output.stderr.trim()
+        );
+        Ok(true)
+    }
+
     fn try_containerd_config(&self, root: &Root, path: &str) -> Result<()> {
         if command::find("containerd").is_none() {
             return Ok(());
@@ -145,9 +159,12 @@ impl Host for Live {
         ports::port_holders(ports)
     }
 
+    fn running(&self, units: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+        Ok(states(units)?.into_iter().filter(|s| !s.is_at_rest()).map(|s| s.name).collect())
+    }
+
     fn stop(&self, wakes: &Wakes) -> Result<BTreeSet<String>> {
-        let running: BTreeSet<String> =
-            states(&wakes.stop)?.into_iter().filter(|s| !s.is_at_rest()).map(|s| s.name).collect();
+        let running = self.running(&wakes.stop)?;
         queue("stop", &running)?;
         let stopped = poll(STOP_LIMIT, || Ok(states(&running)?.iter().all(state::UnitState::is_at_rest)))?;
         ensure!(stopped, "stop {}: still running", running.into_iter().collect::<Vec<_>>().join(" "));

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use serde::{Deserialize, Serialize};
 
 use super::command;
 use crate::containerd::cri::{Client, Code, SOCKET};
@@ -238,7 +239,7 @@ pub fn program_of(pid: u64) -> Option<String> {
 }
 
 /// Whether pods could pull through this machine's containerd.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CriState {
     /// The plugin is up.
     Ok,
@@ -280,7 +281,7 @@ impl CriState {
 }
 
 /// How well containerd is, and what it reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Runtime {
     pub cri: CriState,
     /// The `config_path` that it runs with; containerd 2 does not say.
