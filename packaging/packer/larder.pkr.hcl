@@ -86,6 +86,7 @@ source "qemu" "image" {
   ssh_username         = "root"
   ssh_private_key_file = var.ssh_key
   ssh_timeout          = "15m"
+  boot_wait            = "1s"
   shutdown_command     = "systemctl poweroff"
 }
 
@@ -108,7 +109,8 @@ build {
     environment_vars = ["DEBIAN_FRONTEND=noninteractive", "PACKAGES=${join(" ", var.packages)}"]
     inline = [
       "set -eux",
-      "cloud-init status --wait >/dev/null || [ $? = 2 ]",
+      # 2: it has finished, and has something to say.
+      "cloud-init status --wait --long || [ $? = 2 ]",
       "[ -z \"$PACKAGES\" ] || apt-get update -qq",
       "apt-get install -qq --yes /var/tmp/larder.deb $PACKAGES",
       "install -D -m 0600 /var/tmp/fleet.yaml /usr/lib/larder/profile.yaml",
@@ -117,7 +119,8 @@ build {
     ]
   }
 
-  # The first boot of a machine of this image is a first boot.
+  # Each machine of this image is one of its own. An empty machine-id: where there is none, or "uninitialized", a wizard
+  # of systemd's asks on the console, and waits.
   provisioner "shell" {
     inline = [
       "set -eux",
@@ -127,7 +130,7 @@ build {
       "rm -f /etc/NetworkManager/system-connections/cloud-init-* /var/lib/dbus/machine-id",
       "cloud-init clean --logs",
       "journalctl --quiet --rotate --vacuum-time=1s || :",
-      "echo uninitialized > /etc/machine-id",
+      ": > /etc/machine-id",
       "sync",
     ]
   }

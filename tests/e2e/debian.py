@@ -1,11 +1,11 @@
 """The Debian package, and a signed repository that has it, served on a lab's network."""
 
-import glob
 import hashlib
 import os
 import shutil
 
-from machine import HERE, Unavailable, run
+import packages
+from machine import HERE, run
 
 TREE = os.path.dirname(os.path.dirname(HERE))
 KEY_BEGIN, KEY_END = "-----BEGIN PGP PUBLIC KEY BLOCK-----", "-----END PGP PUBLIC KEY BLOCK-----"
@@ -18,12 +18,9 @@ def must(command, **more):
     return done.out
 
 
-def package(larder, folder):
-    """The path of a package of this very binary."""
-    build = os.path.join(TREE, "packaging/build")
-    out = os.path.join(folder, "packages")
-    must([build, "--out", out, "--larder", larder], timeout=300)
-    return glob.glob(os.path.join(out, "larder_*.deb"))[0]
+def package(larder):
+    """The path of this tree's package, of this very binary."""
+    return os.path.join(packages.build(larder), packages.deb(packages.version()))
 
 
 class Repository:
@@ -33,7 +30,7 @@ class Repository:
         folder = os.path.join(lab.directory, "www")
         flat = os.path.join(folder, "larder")
         os.makedirs(flat)
-        self.deb = package(lab.larder, lab.directory)
+        self.deb = package(lab.larder)
         shutil.copy(self.deb, flat)
         shutil.copy(self.deb, os.path.join(folder, "larder.deb"))
         with open(self.deb, "rb") as file:

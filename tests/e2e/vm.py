@@ -15,7 +15,7 @@ OPTIONS = (
     "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o BatchMode=yes -o ConnectTimeout=10"
 ).split()
 # What a stock kernel boots with where there is no KVM.
-KERNEL = "root=/dev/vda console=ttyS0"
+KERNEL = "root=/dev/vda console=ttyS0 mitigations=off systemd.show_status=1"
 
 
 def free_port():

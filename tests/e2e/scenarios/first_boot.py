@@ -41,7 +41,7 @@ def bake(t, lab):
     """An image with the package and the profile, provisioned as a tree; cloud-init runs larder once more."""
     node = lab.machine("node")
     del node.files["/usr/local/bin/larder"]
-    node.put("/root/larder.deb", source=package(lab.larder, lab.directory))
+    node.put("/root/larder.deb", source=package(lab.larder))
     node.put("/etc/systemd/system/kubelet.service", KUBELET)
     node.put("/etc/larder/profile.yaml", shipped_profile(), mode=0o600)
     node.commands.append("dpkg --install /root/larder.deb >/dev/null; systemctl -q enable kubelet")
