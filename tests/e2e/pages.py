@@ -55,7 +55,8 @@ class Block:
         tops = [line.split(":")[0] for line in lines if re.match(r"[a-z_]+:( |$)", line)]
         if tops and all(top in TOP for top in tops):
             return "profile" if "version" in tops else "fragment"
-        if lines[0].startswith(CHECKOUT) and all(line.lstrip().startswith((*CHECKOUT, "#")) for line in lines):
+        plain = [re.sub(r"^\s*([A-Z_]+=\S+ )*", "", line) for line in lines]
+        if all(line.startswith((*CHECKOUT, "#")) for line in plain):
             return "checkout"
         return "commands"
 

@@ -9,9 +9,21 @@ from machine import profile
 from report import exits
 from scenarios.common import example, push
 
-# What the reader has, and a machine of the lab has not.
-PROBES = [("library/busybox", "latest"), ("library/busybox", "1"), ("containerd/busybox", "1.36"), ("prometheus/busybox", "latest"), ("pause", "3.10"), ("kyverno/kyverno", "latest")]
-CLIENT = profile("10.0.20.11", cache=False, containerd="containerd: { caches: [10.0.20.10] }\n")
+# Images that the pages and `verify --pull` name.
+IMAGES = [
+    ("library/busybox", "latest"),
+    ("library/busybox", "1"),
+    ("containerd/busybox", "1.36"),
+    ("prometheus/busybox", "latest"),
+    ("pause", "3.10"),
+    ("kyverno/kyverno", "latest"),
+]
+# Each machine's profile before a page begins; the first page meets one that has nothing but its address.
+PROFILES = {
+    "node": example(),
+    "client": profile("10.0.20.11", cache=False, containerd="containerd: { caches: [10.0.20.10] }\n"),
+}
+FIRST = profile(cache=False, containerd=False)
 ENDLESS = re.compile(r"--watch\b|journalctl .*(-f|--follow)\b")
 SECONDS = 900
 
@@ -19,80 +31,99 @@ SECONDS = 900
 def run(t):
     lab = t.lab(flavour="nftables")
     push(lab, "1")
-    lab.upstream.push(*[(name, tag, 1, 50_000) for name, tag in PROBES])
-    nodes = {"node": lab.machine("node"), "client": lab.machine("client")}
-    profiles = {"node": example(), "client": CLIENT}
-    for node in nodes.values():
-        prepare(lab, node)
-        node.boot()
-    nodes["node"].write("/etc/larder/profile.yaml", profile(containerd=False, cache=False))
-    nodes["node"].larder("apply")  # an address for the client to go by; the caches are the first page's to make
-    offline, not_run = False, []
+    lab.upstream.push(*[(name, tag, 1, 50_000) for name, tag in IMAGES])
+    reader = Reader(t, lab)
     for page in pages.pages():
-        touched = set()
-        for block in page.blocks:
-            name = block.marks.get("on", "node")
-            if block.kind not in ("commands", "file", "output", "user-data"):
-                reason = block.marks.get("shown only") or (f"run by {block.marks['run by']}" if "run by" in block.marks else "")
-                not_run += [f"{block.place}: {c[1].split('#')[0].strip()}: checked by name, not run" for c in block.commands()] if block.kind == "checkout" else []
-                not_run += [f"{block.place}: {reason}"] if reason else []
-                continue
-            if ("offline" in block.marks) != offline:
-                offline = not offline
-                (lab.upstream.stop if offline else lab.upstream.start)()
-            if name not in touched:
-                touched.add(name)
-                t.check(f"{page.path}: {name} is as it should be before it", as_it_should_be(nodes[name], profiles[name]), exits(0))
-            said = perform(t, nodes[name], block, locals().get("said", ""))
-    for line in not_run:
+        reader.read(page)
+    t.note("not run:")
+    for line in reader.not_run:
         t.note(line)
 
 
-def prepare(lab, node):
-    node.put("/root/ca.pem", source=os.path.join(lab.directory, "ca.crt"))
-    node.put("/root/token", "secret\n", mode=0o600)
-    node.put("/srv/registry/docker/registry/v2/repositories/.keep", "")
+class Reader:
+    """Who goes through the pages, and does what they say."""
 
+    def __init__(self, t, lab):
+        self.t, self.lab = t, lab
+        self.machines = {name: lab.machine(name) for name in PROFILES}
+        self.is_offline, self.said, self.not_run = False, "", []
+        for node in self.machines.values():
+            # What a reader brings.
+            node.put("/root/ca.pem", source=os.path.join(lab.directory, "ca.crt"))
+            node.put("/root/token", "secret\n", mode=0o600)
+            node.put("/srv/registry/docker/registry/v2/repositories/.keep", "")
+            node.boot()
 
-def as_it_should_be(node, text):
-    """The machine's own profile, and no other layer."""
-    node.sh("rm -rf /etc/larder/profile.d /usr/lib/larder/profile.yaml")
-    node.write("/etc/larder/profile.yaml", text)
-    plan = node.larder("plan")
-    return plan if plan.code == 0 else node.larder("apply")
+    def read(self, page):
+        ready = set()
+        for block in page.blocks:
+            if block.kind not in ("commands", "file", "output", "user-data"):
+                self.not_run += [f"{block.place}: {reason}" for reason in why_not(block)]
+                continue
+            name = block.marks.get("on", "node")
+            if name not in ready:
+                ready.add(name)
+                self.t.check(f"{page.path}: {name} before it", self.make_ready(name, page), exits(0))
+            self.follow(block, self.machines[name])
 
+    def make_ready(self, name, page):
+        """The machine has its own profile, and no other layer."""
+        self.upstreams(True)
+        node = self.machines[name]
+        node.sh("rm -rf /etc/larder/profile.d /usr/lib/larder/profile.yaml")
+        node.write("/etc/larder/profile.yaml", FIRST if page.path == "README.md" else PROFILES[name])
+        plan = node.larder("plan")
+        return plan if plan.code == 0 else node.larder("apply")
 
-def perform(t, node, block, before):
-    """What one block asks for; what its commands printed."""
-    if block.kind == "file":
-        path = block.marks["file"]
-        node.write(path, block.text)
-        # The reader's has run with it for long.
-        if path.startswith("/etc/containerd/"):
-            node.sh("systemctl restart containerd")
-        return before
-    if block.kind == "user-data":
-        node.write("/run/user-data", block.text)
-        t.check(f"{block.place}: user-data", node.sh("cloud-init schema --config-file /run/user-data"), exits(0))
-        return before
-    if block.kind == "output":
-        wanted = [".*".join(map(re.escape, re.split(r"…", line.strip()))) for line in block.text.splitlines()]
-        lines = [line.strip() for line in before.splitlines()]
-        missing = [line for line in wanted if line and not any(re.fullmatch(line, each) for each in lines)]
-        t.check(f"{block.place}: lines that the page shows and the commands did not print", missing, [])
-        return before
-    said = ""
-    for line, text, code in block.commands():
-        command = f"cd /root; {text}"
+    def upstreams(self, are_there):
+        if self.is_offline == are_there:
+            self.is_offline = not are_there
+            (self.lab.upstream.start if are_there else self.lab.upstream.stop)()
+
+    def follow(self, block, node):
+        self.upstreams("offline" not in block.marks)
+        match block.kind:
+            case "file":
+                path = block.marks["file"]
+                node.write(path, block.text)
+                # The reader's has run with it for long.
+                if path.startswith("/etc/containerd/"):
+                    node.sh("systemctl restart containerd")
+            case "user-data":
+                node.write("/run/user-data", block.text)
+                done = node.sh("cloud-init schema --config-file /run/user-data")
+                self.t.check(f"{block.place}: user-data", done, exits(0))
+            case "output":
+                missing = [line for line in block.text.splitlines() if not is_in(line, self.said)]
+                self.t.check(f"{block.place}: lines that are shown and were not printed", missing, [])
+            case "commands":
+                self.said = "".join(self.command(block, node, *one) for one in block.commands())
+
+    def command(self, block, node, line, text, code):
+        """One command, as root in /root; what it printed."""
+        name = text.splitlines()[0].split(" #")[0].strip()
         if ENDLESS.search(text):
-            command, code = f"timeout 4 sh -c {shlex.quote(text)}", 124
-        done = node.sh(command, timeout=240)
-        said += done.out
-        wanted = exits(code) if code is not None else ran
-        t.check(f"{block.page}:{line}: {text.splitlines()[0].split(' #')[0].strip()}", done, wanted)
-    return said
+            text, code = f"timeout 4 sh -c {shlex.quote(text)}", 124
+        done = node.sh(f"cd /root; {text}", timeout=240)
+        self.t.check(f"{block.page}:{line}: {name}", done, was_there if code is None else exits(code))
+        return done.out
 
 
-def ran(result):
+def why_not(block):
+    """What of a block is not run, and why."""
+    if block.kind == "checkout":
+        return [f"{text.split(' #')[0].strip()}: checked by name" for _, text, _ in block.commands()]
+    if block.kind == "run by":
+        return [f"run by {block.marks['run by']}"]
+    return [block.marks["shown only"]] if block.kind == "shown only" else []
+
+
+def is_in(line, text):
+    """Whether a line was printed; `…` in it is anything."""
+    wanted = ".*".join(map(re.escape, line.strip().split("…")))
+    return any(re.fullmatch(wanted, each.strip()) for each in text.splitlines())
+
+
+def was_there(result):
     """a command that there is"""
     return result.code not in (126, 127)
