@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tracing::warn;
 
 use crate::account;
@@ -153,7 +153,9 @@ pub fn apply(
     let mut run = Run { root, ids, record, begun: Wakes::default(), part: plan.part };
     let result = run
         .change(diff, host, &wakes)
+        .and_then(|()| go_on(host))
         .and_then(|()| run.wake_links(host, &wakes, address))
+        .and_then(|()| go_on(host))
         .and_then(|()| progress(root, &mut manifest, &wakes))
         .and_then(|()| host.wake(root, &wakes, &wanted, &mut run.begun));
     match result {
@@ -371,6 +373,14 @@ fn hand_over(manifest: &mut Manifest, old: &Manifest, diff: &Diff) {
     manifest.unfinished = left.filter(|left| !left.is_empty());
 }
 
+/// A run that was told to end does so where all of it can be put back.
+fn go_on(host: &dyn Host) -> Result<()> {
+    match host.interrupted() {
+        Some(signal) => bail!("stopped by {signal}"),
+        None => Ok(()),
+    }
+}
+
 /// What a run is about to do.
 struct Intended<'r> {
     plan: &'r Plan,
@@ -497,6 +507,7 @@ impl<'r> Run<'r> {
                 self.root.make_directory(&change.path, access)?;
             }
         }
+        go_on(host)?;
         let staged = self.stage(diff)?;
         self.root.sync(&staged)?;
         // One that imports a file which changes too can only be tried once both are in place.
@@ -508,10 +519,13 @@ impl<'r> Run<'r> {
                 host.try_containerd_config(self.root, &one.trial_path())?;
             }
         }
+        go_on(host)?;
         host.stop(wakes)?;
         let mut staged = staged.into_iter().map(|one| (one.path().to_owned(), one)).collect();
         // The network last, with all in place that takes it back.
+        go_on(host)?;
         self.rename(diff, &mut staged, |path| !belongs_to_network(path))?;
+        go_on(host)?;
         if let Some(record) = &self.record {
             record.arm(self.root, host)?;
             // From here on this machine may be off the network.

@@ -1,11 +1,13 @@
 //! The commands, and what each prints.
 
-use std::io::{IsTerminal, Write, stderr, stdout};
+use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use nix::errno::Errno;
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::geteuid;
 use serde_json::json;
 
 use crate::apply::Failed;
@@ -317,6 +319,14 @@ fn is_refusal(error: &anyhow::Error) -> bool {
 /// To the person, and to the journal where that is not where the person's text goes.
 fn tell_error(error: &anyhow::Error) {
     let _ = writeln!(stderr().lock(), "error: {error:#}");
+    let denied = |cause: &(dyn std::error::Error + 'static)| {
+        let errno = cause.downcast_ref::<Errno>().copied();
+        let io = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        matches!(errno, Some(Errno::EACCES | Errno::EPERM)) || io == Some(ErrorKind::PermissionDenied)
+    };
+    if !geteuid().is_root() && error.chain().any(denied) {
+        let _ = writeln!(stderr().lock(), "run it as root");
+    }
     if !log::stderr_is_journal() {
         tracing::error!(target: TOLD, "{error:#}");
     }

@@ -26,6 +26,7 @@ pub mod live;
 pub mod names;
 mod network;
 mod ports;
+pub mod signals;
 pub mod state;
 mod trial;
 pub use network::link::{Held, LinkState};
@@ -223,6 +224,11 @@ pub trait Host {
     /// When systemd refuses, or containerd does not show what is wanted of it.
     fn wake(&self, root: &Root, wakes: &Wakes, wanted: &Wanted, begun: &mut Wakes) -> Result<Vec<String>>;
 
+    /// What this run was told to end by.
+    fn interrupted(&self) -> Option<String> {
+        signals::arrived()
+    }
+
     /// Tells who waits for it that everything is in place; the proof may still take its time.
     fn in_place(&self);
 
@@ -347,6 +353,23 @@ pub fn credential(root: &Root, name: &str) -> Result<Option<Zeroizing<String>>> 
         }
     }
     Ok(None)
+}
+
+/// The program that holds the lock of the folder with this number, and its process, as far as the kernel tells
+/// (proc_locks(5)).
+#[must_use]
+pub fn lock_holder(inode: u64) -> Option<String> {
+    // `1: FLOCK  ADVISORY  WRITE 123 08:01:4711 0 EOF`; some file systems have another device there.
+    let locks = live::read("/proc/locks")?;
+    let pid = locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let locked: u64 = fields.get(5)?.rsplit(':').next()?.parse().ok()?;
+        if fields.get(1) == Some(&"FLOCK") && locked == inode { fields.get(4).copied() } else { None }
+    })?;
+    let command = live::read(&format!("/proc/{pid}/cmdline"))?;
+    let mut words = command.split('\0');
+    let program = words.next()?.rsplit('/').next()?;
+    Some(crate::diff::plain(&format!("{program} {} (pid {pid})", words.next().unwrap_or_default())))
 }
 
 /// Whether this runs on a machine that systemd has booted (sd_booted(3)).

@@ -19,6 +19,7 @@ mod child;
 mod credentials;
 mod engine;
 mod gc;
+mod handover;
 mod objects;
 mod ready;
 mod restart;

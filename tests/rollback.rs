@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
@@ -40,6 +40,8 @@ struct Broken<'m> {
     worse: bool,
     /// containerd runs without what its configuration says.
     stale: bool,
+    /// Told to end when it looks for the so-manieth time.
+    told_to_end: Cell<Option<usize>>,
 }
 
 impl Broken<'_> {
@@ -52,6 +54,7 @@ impl Broken<'_> {
             failed: RefCell::default(),
             worse: false,
             stale: false,
+            told_to_end: Cell::new(None),
         }
     }
 
@@ -106,6 +109,11 @@ impl Host for Broken<'_> {
             bail!("it is not as well as it was");
         }
         Ok(vec!["a warning".to_owned()])
+    }
+    fn interrupted(&self) -> Option<String> {
+        let left = self.told_to_end.get()?;
+        self.told_to_end.set(Some(left.saturating_sub(1)));
+        (left == 0).then(|| "SIGTERM".to_owned())
     }
     fn in_place(&self) {}
     fn start_resting(&self, _: &BTreeSet<String>) -> Result<Vec<String>> {
@@ -166,6 +174,29 @@ fn every_fault_puts_every_file_back() {
         assert_eq!(differences(&before, &after), [""; 0]);
         let said = failed.to_string();
         assert!(said.ends_with("broken on purpose; everything is back as it was"), "{said}");
+    }
+}
+
+#[test]
+fn a_run_that_is_told_to_end_puts_every_file_back() {
+    for point in 0.. {
+        let machine = machine();
+        let before = machine.tree();
+        let root = Root::open(machine.root()).unwrap();
+        let host = Broken { failed: RefCell::new(true), ..Broken::at(Fault::Wake) };
+        host.told_to_end.set(Some(point));
+        let plan = plan();
+        let manifest = Manifest::read(&root).unwrap();
+        let diff = diff(&plan, &root, &manifest, false).unwrap();
+        let Err(error) = apply(&plan, &diff, &root, &host, manifest, None) else {
+            assert!(point > 4, "it looks {point} times only");
+            break;
+        };
+        let said = error.downcast::<Failed>().unwrap().to_string();
+        assert_eq!(said, "stopped by SIGTERM; everything is back as it was", "{point}");
+        let mut after = machine.tree();
+        after.retain(|path, _| !matches!(path.as_str(), "var" | "var/lib" | "var/lib/larder"));
+        assert_eq!(differences(&before, &after), [""; 0], "{point}");
     }
 }
 

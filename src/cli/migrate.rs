@@ -270,7 +270,14 @@ fn tell(
         }
         None => text.push_str("nothing is changed yet: `larder migrate --write` does it\n"),
     }
-    print(&text)
+    match print(&text) {
+        // What is done is done, whoever listens.
+        Err(error) if applied.is_some() => {
+            super::tell_warning(&format!("{error:#}"));
+            Ok(code::CONVERGED)
+        }
+        printed => printed,
+    }
 }
 
 /// Before, or what is written while CRI is down, and after of one host, a line for each endpoint.

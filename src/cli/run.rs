@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
 
 use super::{
@@ -21,14 +20,15 @@ use crate::facts::{self, CONTAINERD_CONFIG, Container, Facts, Link, Manager};
 use crate::guard;
 use crate::host::image::Image;
 use crate::host::live::Live;
-use crate::host::{Done, Host, NetworkWanted};
+use crate::host::signals::{self, Phase};
+use crate::host::{Done, Host, NetworkWanted, lock_holder};
 use crate::journal::{Manifest, make_state_folder};
 use crate::node::{Node, Schedule};
 use crate::plan::network::link_of;
 use crate::plan::timers::timer_drop_in;
 use crate::plan::{Plan, REGISTRY_FOLDER, Refused, Resource, STATE, network_only, plan};
 use crate::profile::{self, Source};
-use crate::root::{Access, Entry, Lock, Root};
+use crate::root::{Access, Entry, Lock, Root, folder_of};
 use crate::status::VERIFIED;
 use crate::verify::{self, Report};
 use crate::watch;
@@ -37,6 +37,8 @@ use crate::watch;
 const LOCK_LIMIT: Duration = Duration::from_secs(300);
 /// Registries of this node have so long to start before `larder watch` may call them dead.
 const START_GRACE: Duration = Duration::from_secs(10);
+/// So long nobody is told.
+const LOCK_QUIET: Duration = Duration::from_millis(700);
 const LOCK_POLL: Duration = Duration::from_millis(100);
 const STATUS_FOLDER: &str = "run/larder";
 const STATUS: &str = VERIFIED;
@@ -114,7 +116,7 @@ pub(super) fn before_network(input: &Input) -> Result<u8> {
     let diff = diff(&plan, &root, &manifest, false)?;
     let summary = diff.summary();
     let applied = apply(&plan, &diff, &root, &host, manifest, None)?;
-    tell(input.output, summary, &applied, None)?;
+    tell(input.output, summary, &applied, None);
     Ok(code::CONVERGED)
 }
 
@@ -227,16 +229,6 @@ fn warn_session(host: &dyn Host, node: &Node, prepared: &Prepared) {
     }
 }
 
-/// A run that changes the network ends what it has begun, even if the session that it was started in ends with the
-/// old address.
-fn outlive_session() {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGHUP);
-    if let Err(error) = signals.thread_block() {
-        tracing::warn!("go on without the session: {error}");
-    }
-}
-
 /// What this containerd would make of the planned configuration, as far as that is not what the profile wants.
 fn containerd_objects(root: &Root, node: &Node, prepared: &Prepared) -> Result<Vec<String>> {
     let (Some(client), Some(version)) = (&node.containerd, prepared.facts.containerd.version) else {
@@ -281,10 +273,53 @@ fn address(node: &Node, facts: &Facts) -> Option<NetworkWanted> {
 
 pub(super) fn lock(root: &Root) -> Result<Lock> {
     let deadline = Instant::now() + LOCK_LIMIT;
-    root.lock(STATE, || {
+    let (mut told, mut is_late) = (String::new(), false);
+    let lock = root.lock(STATE, || {
+        // `larder watch` is through in a moment: nobody has to know.
+        if Instant::now() + LOCK_LIMIT > deadline + LOCK_QUIET {
+            let holder =
+                root.inode(STATE).and_then(lock_holder).unwrap_or_else(|| "another larder".to_owned());
+            if holder != told {
+                tell_warning(&format!("waiting for {holder}"));
+                told = holder;
+            }
+        }
         std::thread::sleep(LOCK_POLL);
-        Instant::now() < deadline
-    })
+        is_late = Instant::now() >= deadline;
+        !is_late
+    });
+    match lock {
+        Err(_) if is_late => Err(refused(format!(
+            "lock {}: {told} is at work since {}: wait until it is through, or end it",
+            root.show(STATE),
+            humantime::format_duration(LOCK_LIMIT)
+        ))
+        .into()),
+        lock => lock,
+    }
+}
+
+/// A file system that nobody can write to, found before anything is changed rather than half-way.
+fn ask_disk(root: &Root, diff: &Diff) -> Result<()> {
+    let mut paths: BTreeSet<&str> = diff
+        .changes
+        .iter()
+        .filter(|change| change.action != Action::Leave)
+        .map(|change| folder_of(&change.path))
+        .collect();
+    if !paths.is_empty() {
+        paths.insert(STATE);
+    }
+    let mut reasons = BTreeSet::new();
+    for path in paths {
+        if let Some(folder) = root.read_only(path)? {
+            reasons.insert(format!(
+                "write {}: read-only file system: mount it writable, and run this again",
+                root.show(&folder)
+            ));
+        }
+    }
+    if reasons.is_empty() { Ok(()) } else { Err(Refused(reasons.into_iter().collect()).into()) }
 }
 
 pub(super) fn plan_command(input: &Input, purge: bool, choices: &Choices) -> Result<u8> {
@@ -367,17 +402,19 @@ pub(super) fn apply_command(input: &Input, purge: bool, choices: &Choices) -> Re
 }
 
 fn converge(input: &Input, purge: bool, choices: &Choices) -> Result<u8> {
-    let (node, _) = read_node(input)?;
-    let (root, host) = machine(input)?;
     if !nix::unistd::geteuid().is_root() {
         return Err(refused("apply writes root's files: run it as root").into());
     }
+    let (node, _) = read_node(input)?;
+    let (root, host) = machine(input)?;
+    signals::hold();
     let host = host.as_ref();
     let first = !root.exists(STATE);
     // Refuses before it touches anything, the folder of the lock among it.
     if first {
         let prepared = prepare(&root, host, &node, choices)?;
         let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
+        ask_disk(&root, &diff)?;
         ask_machine(&root, host, &node, &prepared, &diff)?;
         ask_link(host, &node, &prepared, &diff)?;
         make_state_folder(&root)?;
@@ -385,6 +422,7 @@ fn converge(input: &Input, purge: bool, choices: &Choices) -> Result<u8> {
     let lock = lock(&root)?;
     let prepared = prepare(&root, host, &node, choices)?;
     let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
+    ask_disk(&root, &diff)?;
     ask_machine(&root, host, &node, &prepared, &diff)?;
     // Once is enough: it takes a second and a half.
     if !first {
@@ -394,13 +432,15 @@ fn converge(input: &Input, purge: bool, choices: &Choices) -> Result<u8> {
     warn(&prepared.plan, &diff);
     if changes_network(&prepared, &diff) {
         warn_session(host, &node, &prepared);
-        outlive_session();
+        // It ends what it has begun, even if the session that it was started in ends with the old address.
+        signals::outlive_session();
     }
     let summary = diff.summary();
     // Whatever comes of the rest, what the operator said holds.
     choices.write(&root, &prepared.manifest)?;
     let left_alone = left_alone_lines(&root, &prepared.plan)?;
     let fetched = fetch_image(host, &prepared.facts)?;
+    signals::enter(Phase::Changes);
     let mut applied = apply(&prepared.plan, &diff, &root, host, prepared.manifest, address.as_ref())?;
     applied.left.extend(fetched);
     applied.left_alone = left_alone;
@@ -415,11 +455,12 @@ fn converge(input: &Input, purge: bool, choices: &Choices) -> Result<u8> {
         watch::forget(&root)?;
     }
     host.in_place();
+    signals::enter(Phase::Proves);
     let report = match input.root {
         Some(_) => None,
         None => {
             // All is written. `larder watch` has to look again even if the proof takes its time.
-            std::thread::spawn(move || {
+            let _ = std::thread::Builder::new().spawn(move || {
                 std::thread::sleep(START_GRACE);
                 drop(lock);
             });
@@ -432,7 +473,7 @@ fn converge(input: &Input, purge: bool, choices: &Choices) -> Result<u8> {
             path.display()
         ));
     }
-    tell(input.output, summary, &applied, report.as_ref())?;
+    tell(input.output, summary, &applied, report.as_ref());
     Ok(exit_code(report.as_ref()))
 }
 
@@ -449,7 +490,7 @@ fn exit_code(report: Option<&Report>) -> u8 {
     if report.is_some_and(|report| report.down() > 0) { code::DOWN } else { code::CONVERGED }
 }
 
-fn tell(output: Output, summary: Summary, applied: &Applied, report: Option<&Report>) -> Result<()> {
+fn tell(output: Output, summary: Summary, applied: &Applied, report: Option<&Report>) {
     let mut text = String::new();
     match output {
         Output::Json => {
@@ -488,7 +529,10 @@ fn tell(output: Output, summary: Summary, applied: &Applied, report: Option<&Rep
             }
         }
     }
-    print(&text).map(drop)
+    // What is done is done, and the exit code says so, whoever listens.
+    if let Err(error) = print(&text) {
+        tell_warning(&format!("{error:#}"));
+    }
 }
 
 /// Runs every check and leaves the report where the next reader finds it.

@@ -41,7 +41,8 @@ fn parse(text: &str, port: u16) -> Vec<SocketAddr> {
 fn by_library(name: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr>, String> {
     let (tell, told) = mpsc::channel();
     let asked = (name.to_owned(), port);
-    thread::spawn(move || {
+    // Where no thread is to be had, nobody answers.
+    let _ = thread::Builder::new().spawn(move || {
         let found: io::Result<Vec<SocketAddr>> = asked.to_socket_addrs().map(Iterator::collect);
         let _ = tell.send(found);
     });

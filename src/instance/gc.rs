@@ -1,5 +1,6 @@
 //! The engine's own garbage collection.
 
+use std::os::fd::OwnedFd;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -7,8 +8,8 @@ use anyhow::{Context, Result};
 use tracing::{info, warn};
 
 use super::{
-    Environment, act_as_oneself, act_as_registry_user, config, config_path, engine, objects, prepare_store,
-    registry, registry_owner, store,
+    Environment, act_as_oneself, act_as_registry_user, config, config_path, engine, handover, objects,
+    prepare_store, registry, registry_owner, store,
 };
 use crate::facts::Registry;
 use crate::host::command::Invocation;
@@ -43,10 +44,21 @@ pub fn gc(
         Instant::now() < deadline
     })?;
     let started = Instant::now();
-    let path = root.show(&config_path(host));
+    let mut path = root.show(&config_path(host));
     let store = store(&config);
     let folder = store.as_ref().map(|layout| root.show(layout.store()));
     let environment = environment.map(Vec::as_slice).unwrap_or_default();
+    let handed: Option<OwnedFd> = match handover::pairs(environment).next() {
+        Some(_) if registry.container.is_none() => {
+            let text = root.read(&config_path(host))?.context("its configuration is gone")?;
+            let fd = handover::with_secrets(&text, handover::pairs(environment));
+            Some(fd.with_context(|| format!("read {path}"))?)
+        }
+        _ => None,
+    };
+    if let Some(fd) = &handed {
+        path = handover::path_of(fd);
+    }
     let variables: Vec<String> = environment.iter().map(|(name, _)| name.clone()).collect();
     let owner = registry_owner(root)?;
     let run = engine::Run { host, config: &path, store: folder.as_deref(), owner, variables: &variables };
@@ -56,7 +68,10 @@ pub fn gc(
     let own = command.get_envs().filter_map(|(name, value)| Some((name.to_str()?, value?.to_str()?)));
     let collector = Invocation::new(&registry.program, &args).env("OTEL_TRACES_EXPORTER", "none").quiet();
     let collector = own.fold(collector, |to, (name, value)| to.env(name, value));
-    let collector = environment.iter().fold(collector, |to, (name, value)| to.env(name, value));
+    let collector = environment
+        .iter()
+        .filter(|(name, _)| handed.is_none() || !handover::is_secret(name))
+        .fold(collector, |to, (name, value)| to.env(name, value));
     let once = || -> Result<(), anyhow::Error> {
         let Some(container) = &registry.container else {
             return collector.run(deadline).map(drop).map_err(Into::into);

@@ -2,6 +2,7 @@
 //! where it could not serve yet, somebody stands in for it first.
 
 use std::fs::File;
+use std::os::fd::IntoRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -13,6 +14,7 @@ use zeroize::Zeroizing;
 
 use super::child::{self, Ended, Question, Signals};
 use super::credentials::{self, Login};
+use super::handover;
 use super::upstream::{self, Answer, Upstream};
 use super::{as_registry_user, config, config_path, engine, own_access, registry, registry_owner, store};
 use crate::caches::Caches;
@@ -75,12 +77,24 @@ impl Instance {
 
     /// The program with all that it needs; it is started by whoever asks.
     fn command(&self, role: Role) -> Result<Command> {
-        let config = self.root.show(&config_path(&self.host));
+        let mut config = self.root.show(&config_path(&self.host));
+        let secrets = if self.registry.container.is_none() { handover::own() } else { Vec::new() };
+        if !secrets.is_empty() {
+            let text = self.root.read(&config_path(&self.host))?.context("its configuration is gone")?;
+            let fd = handover::with_secrets(&text, handover::pairs(&secrets))
+                .with_context(|| format!("read {config}"))?;
+            config = handover::path_of(&fd);
+            // Open until this process is another.
+            let _ = fd.into_raw_fd();
+        }
         let store = store(&self.config).map(|layout| self.root.show(layout.store()));
         let owner = registry_owner(&self.root)?;
         let run =
             engine::Run { host: &self.host, config: &config, store: store.as_deref(), owner, variables: &[] };
         let mut command = engine::serve(&self.registry, &run, role);
+        for (name, _) in &secrets {
+            command.env_remove(name);
+        }
         command.stdout(self.access_log()).env(credentials::UPSTREAM, self.host.as_str());
         Ok(command)
     }

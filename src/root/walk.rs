@@ -12,7 +12,7 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
-use nix::sys::statvfs::fstatvfs;
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::Root;
 
@@ -91,6 +91,29 @@ impl Root {
             Ok(dir) => Ok(dir.map(|dir| Folder { dir, shown })),
             Err(errno) => Err(errno).with_context(|| format!("open {shown}")),
         }
+    }
+
+    /// The nearest folder to `path` that is there, where its file system can only be read.
+    ///
+    /// # Errors
+    /// When the file system does not say.
+    pub fn read_only(&self, path: &str) -> Result<Option<String>> {
+        let context = || format!("ask whether {} can be written to", self.show(path));
+        let mut path = path;
+        let fd = loop {
+            match self.resolve(path, OFlag::O_PATH) {
+                Err(Errno::ENOENT | Errno::ENOTDIR) if !path.is_empty() => path = super::folder_of(path),
+                result => break result.with_context(context)?,
+            }
+        };
+        let flags = fstatvfs(&fd).with_context(context)?.flags();
+        Ok(flags.contains(FsFlags::ST_RDONLY).then(|| path.to_owned()))
+    }
+
+    /// The number of a folder, by which the kernel lists who locks it.
+    #[must_use]
+    pub fn inode(&self, folder: &str) -> Option<u64> {
+        Some(fstat(self.resolve(folder, OFlag::O_PATH).ok()?).ok()?.st_ino)
     }
 
     /// When what is at `path` last changed in any way, a link itself, in seconds since 1970. What is gone went when
