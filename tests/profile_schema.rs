@@ -163,6 +163,8 @@ const BEYOND: &[&str] = &[
     "fallback-nobody",
     "auth-twice",
     "ca-http",
+    "remote-metadata",
+    "remote-loopback",
 ];
 
 #[test]

@@ -76,7 +76,7 @@ fn whole(host: &str) -> Status {
         }),
         watch: Some(unit("larder-watch.timer")),
         upstreams: vec![upstream],
-        drift: None,
+        drift: Some(Vec::new()),
         drift_unknown: None,
         left_alone: Vec::new(),
         verification: Some(Verification {
