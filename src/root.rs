@@ -10,6 +10,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use nix::dir::Dir;
@@ -18,7 +19,7 @@ use nix::fcntl::{
     AtFlags, FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat, openat2, readlinkat, renameat,
 };
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, fsync, symlinkat, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, fsync, getegid, geteuid, symlinkat, unlinkat};
 
 mod originals;
 mod stored;
@@ -329,23 +330,21 @@ impl Root {
             let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             set_access(&openat(&parent, name, flags, Mode::empty())?, access)
         };
-        match access.owner {
-            // One that a kill leaves here is root's already, as it shall be.
-            Owner::Root => make(name, Mode::from_bits_truncate(access.mode)).with_context(context),
-            // Another's would stay root's, and nobody asks again: it gets its name last, like a file.
-            Owner::Id { .. } => {
-                if self.entry(path)? != Entry::Absent {
-                    return Err(Errno::EEXIST).with_context(context);
-                }
-                let temporary = temporary();
-                make(&temporary, Mode::S_IRWXU)
-                    .and_then(|()| renameat(&parent, temporary.as_str(), &parent, name))
-                    .inspect_err(|_| {
-                        let _ = unlinkat(&parent, temporary.as_str(), UnlinkatFlags::RemoveDir);
-                    })
-                    .with_context(context)
-            }
+        // One that a kill leaves here is ours, as it shall be.
+        if access.owner.ids() == (geteuid(), getegid()) {
+            return make(name, Mode::from_bits_truncate(access.mode)).with_context(context);
         }
+        // Another's would stay ours, and nobody asks again: it gets its name last, like a file.
+        if self.entry(path)? != Entry::Absent {
+            return Err(Errno::EEXIST).with_context(context);
+        }
+        let temporary = temporary();
+        make(&temporary, Mode::S_IRWXU)
+            .and_then(|()| renameat(&parent, temporary.as_str(), &parent, name))
+            .inspect_err(|_| {
+                let _ = unlinkat(&parent, temporary.as_str(), UnlinkatFlags::RemoveDir);
+            })
+            .with_context(context)
     }
 
     /// Makes every folder of `path` that is missing, durably. Another run may be doing the same.
@@ -355,15 +354,32 @@ impl Root {
     pub fn make_directories(&self, path: &str, access: Access) -> Result<()> {
         let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
         for folder in ends.filter_map(|end| path.get(..end)) {
-            if !self.exists(folder) {
-                match self.make_directory(folder, access) {
-                    Err(error) if error.downcast_ref::<Errno>() == Some(&Errno::EEXIST) => {}
-                    result => result?,
-                }
-                self.sync_folder(folder)?;
+            if self.exists(folder) {
+                self.open_abandoned(folder, access)?;
+                continue;
             }
+            match self.make_directory(folder, access) {
+                Err(error) if error.downcast_ref::<Errno>() == Some(&Errno::EEXIST) => {}
+                result => result?,
+            }
+            self.sync_folder(folder)?;
         }
         Ok(())
+    }
+
+    /// Under a strict umask a new folder is closed at first: one that is, and empty, is left of somebody who died then.
+    fn open_abandoned(&self, folder: &str, access: Access) -> Result<()> {
+        match self.entry(folder)? {
+            Entry::Directory { access: now }
+                if now.owner.ids() == access.owner.ids()
+                    && now.mode != access.mode
+                    && now.mode == access.mode & 0o700
+                    && self.list(folder)?.is_empty() =>
+            {
+                self.set_access(folder, access)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Gives a file or folder that is there this mode and owner. A file is replaced, so that it has both at once; a
@@ -571,18 +587,34 @@ impl Root {
         remove_below(&parent, OsString::from(name)).with_context(|| format!("remove {}", self.show(path)))
     }
 
-    /// Removes what an interrupted run may have left in the folder of `path`.
+    /// Removes what an interrupted run may have left in a folder that nobody else writes to now.
     ///
     /// # Errors
     /// On I/O errors.
     pub fn sweep(&self, folder: &str) -> Result<()> {
+        self.sweep_older(folder, Duration::ZERO)
+    }
+
+    /// The same in one where others may be at work: what is younger than that may be theirs.
+    ///
+    /// # Errors
+    /// On I/O errors.
+    pub fn sweep_older(&self, folder: &str, age: Duration) -> Result<()> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let before = i64::try_from(now.saturating_sub(age).as_secs()).unwrap_or(i64::MAX);
         for name in self.list(folder)? {
-            if name.starts_with(TEMPORARY) {
-                let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-                match self.entry(&path)? {
-                    Entry::Directory { .. } => self.remove_empty_directory(&path)?,
-                    _ => self.remove(&path)?,
-                }
+            if !name.starts_with(TEMPORARY) {
+                continue;
+            }
+            let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+            let young =
+                || Ok::<_, anyhow::Error>(self.file_stat(&path)?.is_some_and(|stat| stat.st_mtime > before));
+            if !age.is_zero() && young()? {
+                continue;
+            }
+            match self.entry(&path)? {
+                Entry::Directory { .. } => self.remove_empty_directory(&path)?,
+                _ => self.remove(&path)?,
             }
         }
         Ok(())

@@ -36,6 +36,8 @@ pub const CONFIG: &str = "etc/larder/watch.json";
 /// What the rounds remember; a boot forgets it.
 pub const FOLDER: &str = "run/larder/watch";
 const STATE: &str = "run/larder/watch/state.json";
+/// Writing a file takes no longer.
+const ABANDONED: Duration = Duration::from_secs(60);
 const VERSION: u32 = 1;
 
 /// The files that are watched over.
@@ -153,8 +155,8 @@ fn read_state(root: &Root) -> Result<Option<State>> {
 
 fn write_state(root: &Root, state: &State) -> Result<()> {
     root.make_directories(FOLDER, Access::root(0o755))?;
-    // Of a round that died.
-    root.sweep(FOLDER)?;
+    // Of a round that died. The guard writes here too, and waits for nobody.
+    root.sweep_older(FOLDER, ABANDONED)?;
     let bytes = serde_json::to_vec(state).context("render the state")?;
     root.write(STATE, &bytes, Access::root(0o644))
 }

@@ -2,6 +2,7 @@
 //! and whole, and deleted there. A reader that has it open reads on.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
 
 use anyhow::Result;
 use nix::errno::Errno;
@@ -101,7 +102,10 @@ pub fn tidy(root: &Root, layout: &Layout, repository: &str, step: &mut dyn FnMut
     }
 }
 
-/// Deletes what an eviction that was cut short has left in the trash.
+/// Writing a file takes no longer.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// Deletes what an eviction that was cut short has left in the trash, and unfinished files of whoever died.
 ///
 /// # Errors
 /// On I/O errors.
@@ -110,5 +114,6 @@ pub fn sweep(root: &Root, layout: &Layout) -> Result<()> {
     for name in root.list(&trash)? {
         root.remove_tree(&format!("{trash}/{name}"))?;
     }
-    Ok(())
+    // A scrub and whoever reads the access log write there without this lock.
+    root.sweep_older(&layout.own(), ABANDONED)
 }

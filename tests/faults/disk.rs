@@ -262,7 +262,9 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = run(Command::new("umount").arg(&self.at));
+        if let Err(error) = run(Command::new("umount").arg(&self.at)) {
+            eprintln!("{error}");
+        }
     }
 }
 

@@ -33,10 +33,12 @@ pub struct Subject {
     pub profile: Option<String>,
     /// Exits 0 once there is nothing to do; the same options are added.
     pub settled: Option<&'static [&'static str]>,
+    /// Who comes by sooner or later and takes away the rest.
+    pub cleaner: Option<&'static [&'static str]>,
     /// Below these no two runs write the same: times, and what is gone when it is out of room. Whole is enough.
     pub loose: &'static [&'static str],
-    /// What else must hold after any fault, and after the next run.
-    pub sound: fn(&Tree) -> Vec<String>,
+    /// What else must hold after any fault and, with `true`, after the next run.
+    pub sound: fn(&Tree, bool) -> Vec<String>,
     /// How a failure may be told and lived with: this command reports 0 or 1, and needs not put back what it did.
     pub keeps_on: bool,
 }
@@ -184,11 +186,19 @@ pub fn learn(subject: &Subject) -> Known {
         bench.reset(&before);
         let ran = bench.run(subject, subject.command, Fault::None);
         assert_eq!(ran.code, Some(0), "{}: undisturbed: {ran:?}", subject.name);
+        if let Some(cleaner) = subject.cleaner {
+            bench.run(subject, cleaner, Fault::None);
+        }
         (ran.calls, Tree::read(&bench.root()))
     });
     let ((calls, wanted), (again, _)) = (runs.next().unwrap(), runs.next().unwrap());
     drop(runs);
-    assert_eq!(numbered(&calls), numbered(&again), "{}: two runs make the same calls", subject.name);
+    if subject.keeps_on {
+        // In the order in which a file system lists its files.
+        assert_eq!(calls.len(), again.len(), "{}: two runs make as many calls", subject.name);
+    } else {
+        assert_eq!(numbered(&calls), numbered(&again), "{}: two runs make the same calls", subject.name);
+    }
     if let Some(settled) = subject.settled {
         let ran = bench.run(subject, settled, Fault::None);
         assert_eq!(ran.code, Some(0), "{}: nothing is left to do: {ran:?}", subject.name);
@@ -325,6 +335,7 @@ impl Judge<'_> {
         let mut wrong = Vec::new();
         let harmless = matches!(fault, Fault::Short(_) | Fault::Fail(_, Errno::EINTR));
         match ran.code {
+            Some(0) if self.subject.keeps_on => {}
             Some(0) => {
                 let loose = |path: &str| self.subject.is_loose(path) || is_scratch(path);
                 let differ = differences(&wanted.without(loose), &after.without(loose));
@@ -335,7 +346,11 @@ impl Judge<'_> {
             Some(1) if harmless && matches!(fault, Fault::Short(_)) => {
                 wrong.push(format!("a short write is no failure: {}", ran.stderr));
             }
-            Some(1) if self.subject.keeps_on => wrong.extend(unnamed(call, ran)),
+            Some(1) if self.subject.keeps_on => {
+                let said = format!("{}{}", ran.stdout, ran.stderr);
+                let says = said.contains("error: ") || said.contains("a.example: ");
+                wrong.extend((!says).then(|| format!("it does not say what failed: {said}")));
+            }
             Some(1) => {
                 wrong.extend(unnamed(call, ran));
                 let ignored = |path: &str| is_ours_alone(path) || is_account(path);
@@ -371,6 +386,11 @@ impl Judge<'_> {
         if ran.code != Some(0) {
             wrong.push(format!("the next run: exit {:?}: {}", ran.code, ran.stderr));
         }
+        if let Some(cleaner) = subject.cleaner {
+            let ran = self.bench.run(subject, cleaner, Fault::None);
+            let failed = || format!("{cleaner:?}: exit {:?}: {}", ran.code, ran.stderr);
+            wrong.extend((ran.code != Some(0)).then(failed));
+        }
         let now = Tree::read(&self.bench.root());
         wrong.extend(
             converged(subject, &self.known.wanted, &now)
@@ -398,15 +418,17 @@ impl Judge<'_> {
 pub fn converged(subject: &Subject, wanted: &Tree, now: &Tree) -> Vec<String> {
     let loose = |path: &str| subject.is_loose(path) || is_scratch(path);
     let mut wrong = differences(&wanted.without(loose), &now.without(loose));
-    wrong.extend(now.0.keys().filter(|path| path.contains(TEMPORARY)).map(|path| format!("{path} is left")));
-    wrong.extend((subject.sound)(now));
+    // Where others write meanwhile, what is left goes once it is old.
+    let left = now.0.keys().filter(|path| path.contains(TEMPORARY) && !subject.is_loose(path));
+    wrong.extend(left.map(|path| format!("{path} is left")));
+    wrong.extend((subject.sound)(now, true));
     wrong
 }
 
 /// Everything is as it was or as it shall be, whole, with its mode and owner; nothing else is there but what is not
 /// finished, under a name of its own.
 pub fn torn(subject: &Subject, before: &Tree, wanted: &Tree, after: &Tree) -> Vec<String> {
-    let mut wrong = (subject.sound)(after);
+    let mut wrong = (subject.sound)(after, false);
     let known: BTreeSet<&What> = before.0.values().chain(wanted.0.values()).map(|node| &node.what).collect();
     for (path, node) in &after.0 {
         let is = |tree: &Tree| tree.get(path).is_some_and(|other| other.is(node));

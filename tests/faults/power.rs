@@ -162,12 +162,14 @@ pub fn try_cuts(subject: &Subject, kind: &str, size: u64, extent: Extent) -> Tal
     let mut tally = Tally { writes: told.len() - from - flushes, flushes, ..Tally::default() };
     for cut in cuts(&told, from, extent) {
         tally.cuts += 1;
-        let image = places.path("cut.img");
+        // Not one that the last one's loop device may still hold.
+        let image = places.path(&format!("cut.{}", tally.cuts));
         cut.make(&blocks, &told).save(&image, size);
         let mounted = match Mounted::new(kind, &image, &places.path("mounted")) {
             Ok(mounted) => mounted,
             Err(error) => {
                 *tally.wrong.entry(format!("{}: {error}", cut.name)).or_default() += 1;
+                fs::remove_file(&image).unwrap();
                 continue;
             }
         };
@@ -182,18 +184,24 @@ pub fn try_cuts(subject: &Subject, kind: &str, size: u64, extent: Extent) -> Tal
             "between"
         };
         *tally.left.entry(left).or_default() += 1;
-        if cut.ended {
+        if cut.ended && !subject.keeps_on {
             let lost = converged(subject, &known.wanted, &after);
             wrong.extend(lost.into_iter().map(|line| format!("it had said 0, and {line}")));
         }
         if let Err(said) = places.run(subject, subject.command, &root) {
             wrong.push(format!("the next run: {said}"));
         }
+        if let Some(cleaner) = subject.cleaner
+            && let Err(said) = places.run(subject, cleaner, &root)
+        {
+            wrong.push(format!("{cleaner:?}: {said}"));
+        }
         let now = Tree::read(&root);
         wrong.extend(
             converged(subject, &known.wanted, &now).into_iter().map(|line| format!("the next run: {line}")),
         );
         drop(mounted);
+        fs::remove_file(&image).unwrap();
         if !wrong.is_empty() {
             wrong.truncate(4);
             *tally.wrong.entry(format!("{}: {}", cut.name, wrong.join("\n      "))).or_default() += 1;

@@ -1,6 +1,13 @@
 //! The commands that change files, each with a machine.
 
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::LazyLock;
+
 use crate::judge::Subject;
+use crate::store::{self, Store};
 use crate::support::{Machine, SEED};
 use crate::tree::{Tree, What};
 
@@ -12,8 +19,9 @@ fn usual(name: &'static str, machine: fn() -> Tree, command: &'static [&'static 
         command,
         profile: None,
         settled: None,
+        cleaner: None,
         loose: &[],
-        sound: |_| Vec::new(),
+        sound: |_, _| Vec::new(),
         keeps_on: false,
     }
 }
@@ -105,6 +113,103 @@ fn legacy() -> Tree {
     tree(&machine)
 }
 
+// ---- caches that watch looks after
+
+/// One that answers, as long as this process runs.
+static ALIVE: LazyLock<u16> = LazyLock::new(|| {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            let _ = connection.read(&mut [0; 1024]);
+            let _ = connection.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+        }
+    });
+    port
+});
+
+/// Two caches, one of which nobody is at home at.
+fn watched() -> Tree {
+    let machine = Machine::debian();
+    machine.apply(&format!(
+        "version: 1\nupstreams:\n  docker.io: {{ port: {} }}\n  quay.io: {{ port: 1024 }}\n\
+         containerd: {{ caches: [127.0.0.1] }}\n",
+        *ALIVE
+    ));
+    tree(&machine)
+}
+
+// ---- stores
+
+const KIB: usize = 1024;
+const HOUR: u64 = 3600;
+const STORE: &str = "srv/a.example";
+
+/// A cache with some images; above its budget, where it has one.
+fn filled(budget: Option<u64>) -> (Machine, Store) {
+    let machine = Machine::bare();
+    let caches = serde_json::json!({
+        "version": 1,
+        "max_size": budget,
+        "upstreams": [{
+            "host": "a.example", "address": "127.0.0.1:5000", "remote": "https://x.example", "major": 2,
+            "store": format!("/{STORE}"), "max_size": null, "probe": null,
+        }],
+    });
+    machine.write("etc/larder/caches.json", caches.to_string());
+    let mut store = Store::new(&machine.path(STORE));
+    store.image("library/old", "1", &[("base", 4 * KIB), ("old", 30 * KIB)], 9 * HOUR);
+    store.image("one", "1", &[("twice", 20 * KIB)], 6 * HOUR);
+    store.image("two", "1", &[("twice", 20 * KIB)], 5 * HOUR);
+    store.image("library/new", "1", &[("base", 4 * KIB), ("new", 30 * KIB)], HOUR);
+    let loose = store.blob(&store::content("loose", 10 * KIB), 2 * HOUR);
+    store.link("library/new", "_layers", &loose, 2 * HOUR);
+    store.upload("library/new", "stuck", 10 * KIB, 48 * HOUR);
+    (machine, store)
+}
+
+fn over_budget() -> Tree {
+    tree(&filled(Some(200 << 10)).0)
+}
+
+fn cached() -> Tree {
+    tree(&filled(None).0)
+}
+
+/// One blob is not what its name says.
+fn rotten() -> Tree {
+    let (machine, store) = filled(None);
+    let digest = store::digest(&store::content("old", 30 * KIB));
+    fs::write(store.blob_folder(&digest).join("data"), vec![7; 30 * KIB]).unwrap();
+    tree(&machine)
+}
+
+/// What is in a store is what its name says, and a link is a digest; after a whole run nothing is half gone.
+fn sound_store(tree: &Tree, settled: bool) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (path, node) in &tree.0 {
+        let (What::File(bytes), true) = (&node.what, path.starts_with(STORE)) else { continue };
+        let name = Path::new(path).parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        if path.contains("/blobs/") && path.ends_with("/data") {
+            let is_rotten = bytes.first() == Some(&7) && !settled;
+            if store::digest(bytes) != format!("sha256:{name}") && !is_rotten {
+                wrong.push(format!("{path} is not what its name says"));
+            }
+        } else if path.ends_with("/link") && !(bytes.starts_with(b"sha256:") && bytes.len() == 71) {
+            wrong.push(format!("{path} is no digest"));
+        } else if settled && path.contains("/.larder/trash/") {
+            wrong.push(format!("{path} is left"));
+        }
+    }
+    wrong
+}
+
+fn on_store(name: &'static str, machine: fn() -> Tree, command: &'static [&'static str]) -> Subject {
+    Subject { sound: sound_store, keeps_on: true, loose: &[STORE], ..usual(name, machine, command) }
+}
+
+const OWN: &str = "srv/a.example/.larder";
+
 pub fn all() -> Vec<Subject> {
     vec![
         apply("apply, small", bare, SMALL),
@@ -118,5 +223,17 @@ pub fn all() -> Vec<Subject> {
         apply("apply, modes", other_modes, OTHER),
         apply("apply, many", bare, &many()),
         Subject { settled: Some(&["migrate"]), ..usual("migrate", legacy, &["migrate", "--write"]) },
+        Subject { loose: &["run/larder/watch/"], keeps_on: true, ..usual("watch", watched, &["watch"]) },
+        on_store("gc", over_budget, &["gc", "--all"]),
+        on_store("tend", over_budget, &["tend"]),
+        Subject {
+            loose: &[OWN],
+            cleaner: Some(&["gc", "--all"]),
+            ..on_store("scrub", rotten, &["scrub", "--rate", "none"])
+        },
+        Subject {
+            cleaner: Some(&["gc", "--all"]),
+            ..on_store("refresh", cached, &["refresh", "a.example/library/old:1"])
+        },
     ]
 }
