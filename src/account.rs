@@ -115,6 +115,8 @@ impl Account {
             host.remove_user(USER)?;
         }
         let _lock = lock(root)?;
+        // One that was killed here may have left half a file.
+        root.sweep("etc")?;
         for (path, change) in &self.files {
             let Entry::File { bytes, access } = root.entry(path)? else { continue };
             let as_we_left = change.wrote.as_deref() == Some(digest(&bytes).as_str());

@@ -336,7 +336,6 @@ fn commit(manifest: &mut Manifest, plan: &Plan, diff: &Diff) {
     for (path, owned) in manifest.entries.iter().filter(|(_, owned)| !owned.left_alone) {
         let ends = match owned.kind {
             Kind::Directory => !manifest.holds_data(path),
-            Kind::Data => owned.found && owned.was.is_none(),
             _ => owned.found,
         };
         if ends && !plan.resources.contains_key(path) {
@@ -430,7 +429,7 @@ impl Intended<'_> {
             }
         }
         journal.sync(root)?;
-        self.keep_strangers(root, &mut manifest)?;
+        self.keep_strangers(root, old, &mut manifest)?;
         for (path, owned) in &manifest.entries {
             let was = old.entries.get(path);
             if was != Some(owned) && !journal.owned.contains_key(path) {
@@ -447,11 +446,11 @@ impl Intended<'_> {
     }
 
     /// Copies of what is not ours, durable before anything is replaced.
-    fn keep_strangers(&mut self, root: &Root, manifest: &mut Manifest) -> Result<()> {
+    fn keep_strangers(&mut self, root: &Root, old: &Manifest, manifest: &mut Manifest) -> Result<()> {
         for change in &self.diff.changes {
             let edits = matches!(change.action, Action::WriteFile { content, .. } if content.is_edit());
-            match change.stranger {
-                Some(_) => {}
+            let by_hand = match change.stranger {
+                Some(stranger) => stranger == Stranger::EditedByHand,
                 None if edits && self.plan.handed_over => {
                     let copy = keep_aside(root, &change.path, BEFORE_MIGRATION)?;
                     let original = root.show(&change.path);
@@ -460,30 +459,41 @@ impl Intended<'_> {
                     );
                     continue;
                 }
-                None if edits && change.before != Entry::Absent => {}
+                None if edits && change.before != Entry::Absent => match old.entries.get(&change.path) {
+                    // The original of a file that we edit is the one from before our first edit.
+                    Some(owned) if !owned.found => {
+                        let given_back = owned.kept.as_deref().map(|kept| root.is_same(kept, &change.path));
+                        if old.wrote(&change.path, &change.before) || given_back.transpose()? == Some(true) {
+                            continue;
+                        }
+                        true
+                    }
+                    _ => false,
+                },
                 None => continue,
-            }
+            };
             let owned = manifest.entries.get_mut(&change.path);
-            // The original of a file that we edit is the one from before our first edit.
-            if edits && owned.as_ref().is_some_and(|owned| owned.kept.is_some()) {
-                continue;
-            }
-            let copy = match change.stranger {
-                Some(Stranger::EditedByHand) => keep_edit(root, &change.path)?,
-                _ => keep_aside(root, &change.path, "")?,
+            let copy = if by_hand {
+                keep_edit(root, &change.path)?
+            } else {
+                keep_aside(root, &change.path, "")?
             };
             if let (Some(owned), Some(copy)) = (owned, &copy)
-                && change.stranger != Some(Stranger::EditedByHand)
+                && !by_hand
             {
                 owned.kept = Some(copy.clone());
                 owned.found = false;
             }
-            if let (Some(_), Some(copy)) = (change.stranger, copy) {
+            if let Some(copy) = copy.filter(|_| change.stranger.is_some() || by_hand) {
                 self.kept.push(format!("{} is kept as {}", root.show(&change.path), root.show(&copy)));
             }
         }
         Ok(())
     }
+}
+
+fn is_folder(change: &Change) -> bool {
+    matches!(change.action, Action::Remove { kind: Kind::Directory, .. })
 }
 
 struct Run<'r> {
@@ -524,7 +534,7 @@ impl<'r> Run<'r> {
         let mut staged = staged.into_iter().map(|one| (one.path().to_owned(), one)).collect();
         // The network last, with all in place that takes it back.
         go_on(host)?;
-        self.rename(diff, &mut staged, |path| !belongs_to_network(path))?;
+        self.rename(diff, &mut staged, |change| !is_folder(change) && !belongs_to_network(&change.path))?;
         go_on(host)?;
         if let Some(record) = &self.record {
             record.arm(self.root, host)?;
@@ -532,7 +542,9 @@ impl<'r> Run<'r> {
             self.begun.links.clone_from(&record.links);
             host.release_links(&record.links)?;
         }
-        self.rename(diff, &mut staged, belongs_to_network)?;
+        self.rename(diff, &mut staged, |change| !is_folder(change) && belongs_to_network(&change.path))?;
+        // Once nothing of either is in them.
+        self.rename(diff, &mut staged, is_folder)?;
         self.sync_folders(diff)?;
         if imports { host.try_containerd_config(self.root, CONTAINERD_CONFIG) } else { Ok(()) }
     }
@@ -560,9 +572,9 @@ impl<'r> Run<'r> {
         &self,
         diff: &Diff,
         staged: &mut BTreeMap<String, Staged>,
-        which: fn(&str) -> bool,
+        which: fn(&Change) -> bool,
     ) -> Result<()> {
-        for change in diff.changes.iter().filter(|change| which(&change.path)) {
+        for change in diff.changes.iter().filter(|change| which(change)) {
             match &change.action {
                 Action::MakeDirectory { .. } | Action::Leave => {}
                 Action::WriteFile { .. } => {

@@ -28,6 +28,7 @@ mod gc;
 mod migrate;
 mod recover;
 mod refresh;
+mod remove;
 mod run;
 mod scrub;
 mod status;
@@ -119,6 +120,24 @@ enum Command {
         /// Write the files of the network only and wake nobody, while this machine boots (larder-network.service does)
         #[arg(long, conflicts_with_all = ["purge", "root", "keep", "take"])]
         before_network: bool,
+    },
+    /// Take away all that is larder's, and give back what was there before it. Needs no profile
+    #[command(
+        after_help = "Exit codes:\n  0   it is gone, or nothing of it was here\n  1   failed, and put back as it was\n  \
+                      3   failed, and not all could be put back\n  10  --dry-run: there is something to remove"
+    )]
+    Remove {
+        #[command(flatten)]
+        input: NoProfile,
+        /// Keep what the registries have cached, and their user [default]
+        #[arg(long, conflicts_with = "purge")]
+        keep_data: bool,
+        /// Also delete what the registries have cached, and their user if larder made it
+        #[arg(long)]
+        purge: bool,
+        /// Show what would go
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Undo a run that died: everything is as it was before it. `larder apply` does so by itself where it cannot
     /// finish what the run has begun
@@ -344,6 +363,9 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Apply { input, before_network: true, .. } => run::before_network(&input),
         Command::Apply { input, purge, choices, before_network: false } => {
             run::apply_command(&input, purge, &choices)
+        }
+        Command::Remove { input, purge, dry_run, .. } => {
+            remove::remove_command(&input.input(), purge, dry_run)
         }
         Command::Recover { input } => recover::recover_command(&input.input()),
         Command::Plan { input, purge, choices } => run::plan_command(&input, purge, &choices),

@@ -363,6 +363,7 @@ impl Diff<'_> {
                 | Action::Leave => {}
             }
         }
+        wakes.stop.extend(plan.stop.iter().cloned());
         wakes.settle(&enabled_units(plan));
         wakes
     }

@@ -127,6 +127,23 @@ pub trait Host {
     /// When a unit does not stop in time.
     fn stop(&self, wakes: &Wakes) -> Result<BTreeSet<String>>;
 
+    /// Units of ours that systemd knows of, whether they run or not.
+    ///
+    /// # Errors
+    /// When systemd cannot be asked.
+    fn own_units(&self) -> Result<BTreeSet<String>> {
+        Ok(BTreeSet::new())
+    }
+
+    /// Stops units whose files are gone, and has systemd forget what became of them.
+    ///
+    /// # Errors
+    /// When one does not stop in time.
+    fn forget_units(&self, units: &BTreeSet<String>) -> Result<()> {
+        let _ = units;
+        Ok(())
+    }
+
     /// Whether the containerd that runs was started before `files`, its configuration, became what they are, and
     /// does without what `certs_dir` says.
     ///

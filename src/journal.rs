@@ -19,7 +19,7 @@ use crate::plan::STATE;
 use crate::root::{Access, Entry, Owner, Root, folder_of, is_temporary};
 use crate::wake::Wakes;
 
-const MANIFEST: &str = "var/lib/larder/state/manifest.json";
+pub const MANIFEST: &str = "var/lib/larder/state/manifest.json";
 /// What was in our way, each at its own path below.
 pub const KEPT: &str = "var/lib/larder/state/kept";
 /// How the paths were that the run at work changes, by number.

@@ -26,6 +26,7 @@ pub mod guard;
 pub mod journal;
 pub mod recover;
 pub mod account;
+pub mod remove;
 pub mod root;
 #[expect(clippy::disallowed_methods, reason = "this is where programs are run and the machine is asked")]
 pub mod host;

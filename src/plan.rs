@@ -1,6 +1,6 @@
 //! Node × Facts → Plan: every file, folder and link that shall be there, rendered whole. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -42,6 +42,8 @@ pub struct Plan {
     pub handed_over: bool,
     /// The link that is configured here, by whom.
     pub link: Option<Link>,
+    /// Units that shall not run, whoever started them.
+    pub stop: BTreeSet<String>,
     /// The folder that containerd shall read, absolute.
     pub certs_dir: Option<String>,
 }

@@ -47,6 +47,16 @@ pub const UNITS: &[ShippedUnit] = shipped![
     "larder-tls.timer",
 ];
 
+/// The file of a unit, or of the template that it is an instance of; `None` for others' units.
+#[must_use]
+pub fn shipped(unit: &str) -> Option<&'static ShippedUnit> {
+    let template = unit.split_once('@').and_then(|(start, rest)| {
+        let (instance, end) = rest.rsplit_once('.')?;
+        (!instance.is_empty()).then(|| format!("{start}@.{end}"))
+    });
+    UNITS.iter().find(|one| one.name == template.as_deref().unwrap_or(unit))
+}
+
 /// YAML scalars as JSON strings: valid double-quoted scalars for every YAML reader, whatever is in them.
 #[derive(Clone, Copy)]
 pub struct Yaml;

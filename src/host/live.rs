@@ -23,6 +23,7 @@ use crate::containerd::probe::{self, NoProof};
 use crate::facts::{Container, Link, NetworkState};
 use crate::node::{ContainerRuntime, Network};
 use crate::root::{Root, Space, Staged};
+use crate::template::shipped;
 use crate::wake::{RUNS, Wakes};
 
 /// For one command that does not wait for anything.
@@ -169,6 +170,20 @@ impl Host for Live {
         let stopped = poll(STOP_LIMIT, || Ok(states(&running)?.iter().all(state::UnitState::is_at_rest)))?;
         ensure!(stopped, "stop {}: still running", running.into_iter().collect::<Vec<_>>().join(" "));
         Ok(running)
+    }
+
+    fn own_units(&self) -> Result<BTreeSet<String>> {
+        let args = ["list-units", "--all", "--plain", "--no-legend", "--no-pager", "larder*"];
+        let output = command::run("systemctl", &args, soon())?;
+        let names = output.stdout.lines().filter_map(|line| line.split_whitespace().next());
+        Ok(names.filter(|unit| shipped(unit).is_some()).map(str::to_owned).collect())
+    }
+
+    fn forget_units(&self, units: &BTreeSet<String>) -> Result<()> {
+        self.stop(&Wakes { stop: units.clone(), ..Wakes::default() })?;
+        let failed: BTreeSet<String> =
+            states(units)?.into_iter().filter(|unit| unit.active == "failed").map(|unit| unit.name).collect();
+        queue("reset-failed", &failed)
     }
 
     fn is_stale(&self, root: &Root, files: &BTreeSet<&str>, certs_dir: &str) -> Result<bool> {

@@ -84,7 +84,19 @@ pub struct Machine {
 impl Machine {
     /// No program, no service: accounts only.
     pub fn bare() -> Self {
-        let machine = Self { dir: tempfile::tempdir().unwrap() };
+        Self::bare_in(tempfile::tempdir().unwrap())
+    }
+
+    /// The same in memory, where there is no disk to wait for.
+    pub fn bare_in_memory() -> Self {
+        let memory = Path::new("/dev/shm");
+        Self::bare_in(
+            if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap(),
+        )
+    }
+
+    fn bare_in(dir: tempfile::TempDir) -> Self {
+        let machine = Self { dir };
         machine.write("etc/passwd", "root:x:0:0:root:/root:/bin/bash\n");
         machine.write("etc/group", "root:x:0:\n");
         machine.write("etc/shadow", "root:*:19000:0:99999:7:::\n");
@@ -93,7 +105,11 @@ impl Machine {
 
     /// Debian 12 with containerd, docker-registry, cloud-init and systemd-networkd.
     pub fn debian() -> Self {
-        let machine = Self::bare();
+        Self::bare().like_debian()
+    }
+
+    pub fn like_debian(self) -> Self {
+        let machine = self;
         machine.program("usr/bin/docker-registry", DISTRIBUTION_2);
         machine.program("usr/bin/containerd", CONTAINERD_1);
         machine.write("etc/containerd/config.toml", DEBIAN_CONTAINERD);
