@@ -155,8 +155,8 @@ pub fn apply(
         .change(diff, host, &wakes)
         .and_then(|()| go_on(host))
         .and_then(|()| run.wake_links(host, &wakes, address))
-        .and_then(|()| go_on(host))
         .and_then(|()| progress(root, &mut manifest, &wakes))
+        .and_then(|()| go_on(host))
         .and_then(|()| host.wake(root, &wakes, &wanted, &mut run.begun));
     match result {
         Ok(warnings) => applied.warnings = warnings,

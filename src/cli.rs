@@ -325,7 +325,7 @@ fn report_error(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<Failed>() {
         Some(failed) if !failed.not_undone.is_empty() => code::NOT_ROLLED_BACK,
         _ if error.is::<recover::NotUndone>() => code::NOT_ROLLED_BACK,
-        _ if error.is::<Refused>() => code::REFUSED,
+        _ if error.is::<Refused>() || error.is::<run::Busy>() => code::REFUSED,
         _ => code::FAILED,
     }
 }

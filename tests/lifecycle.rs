@@ -208,7 +208,7 @@ fn what_others_wrote_into_containerd_config_stays_whatever_else_changes() {
         let plan = machine.larder(&["plan"], &other);
         assert_eq!(plan.status.code(), Some(0), "{}", text(&plan));
         assert_eq!(machine.apply(&other), "nothing to change\n");
-        machine.apply(&other.split("containerd:").next().unwrap());
+        machine.apply(other.split("containerd:").next().unwrap());
         assert_eq!(machine.read(path), edited, "it is not only ours any more");
     }
 }

@@ -1,6 +1,7 @@
 //! The commands that look at a machine, and the one that changes it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::io::{IsTerminal, stderr, stdout};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -271,6 +272,18 @@ fn address(node: &Node, facts: &Facts) -> Option<NetworkWanted> {
     })
 }
 
+/// Another run is at work, and does not come to its end. Whatever it has begun is its own to undo.
+#[derive(Debug)]
+pub(super) struct Busy(String);
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Busy {}
+
 pub(super) fn lock(root: &Root) -> Result<Lock> {
     let deadline = Instant::now() + LOCK_LIMIT;
     let (mut told, mut is_late) = (String::new(), false);
@@ -289,7 +302,7 @@ pub(super) fn lock(root: &Root) -> Result<Lock> {
         !is_late
     });
     match lock {
-        Err(_) if is_late => Err(refused(format!(
+        Err(_) if is_late => Err(Busy(format!(
             "lock {}: {told} is at work since {}: wait until it is through, or end it",
             root.show(STATE),
             humantime::format_duration(LOCK_LIMIT)

@@ -113,8 +113,9 @@ mod tests {
     #[test]
     fn what_is_started_reads_it_by_its_path() {
         let fd = with_secrets(b"a: 1", [("REGISTRY_PROXY_PASSWORD", "x")].into_iter()).unwrap();
-        let output = std::process::Command::new("cat").arg(path_of(&fd)).output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout), r#"{"a":1,"proxy":{"password":"x"}}"#);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let output = crate::host::command::run("cat", &[&path_of(&fd)], deadline).unwrap();
+        assert_eq!(output.stdout, r#"{"a":1,"proxy":{"password":"x"}}"#);
         let mut file = std::fs::File::from(fd);
         file.rewind().unwrap();
         let mut text = String::new();
