@@ -59,6 +59,7 @@ soak: build
 	$(ROOT) tests/e2e/run --larder $(LARDER) soak fifty explain versions options migrate packer
 	tests/e2e/workload.py $(LARDER) --registry $${REGISTRY_2:-docker-registry}
 	tests/e2e/workload.py $(LARDER) --registry $${REGISTRY_3:-registry}
+	LARDER_FAULTS=all LARDER_FAULTS_BINARY=$(abspath $(LARDER)) cargo test --locked --quiet --test faults -- --nocapture
 
 deps:
 	@tests/deps

@@ -15,7 +15,7 @@ use crate::facts::{CONTAINERD_CONFIG, USER, is_containerd_config};
 use crate::guard::{self, Record};
 use crate::host::{Aim, Done, Host, NetworkWanted, Pulls, Runtime, Wanted};
 use crate::journal::{
-    BEFORE_MIGRATION, Journal, Kind, Manifest, Owned, digest, keep_aside, make_state_folder,
+    BEFORE_MIGRATION, Journal, Kind, Manifest, Owned, UNDO, digest, keep_aside, make_state_folder,
 };
 use crate::plan::network::belongs_to_network;
 use crate::plan::{Content, Plan, Resource, STATE};
@@ -102,6 +102,10 @@ pub fn apply(
         None => {}
     }
     if diff.is_empty() && (old.unfinished.is_none() || plan.part) && !stale {
+        // Of a run that came to its end but for that.
+        if old.journal.is_none() && root.exists(UNDO) {
+            recover::clear(root, &old)?;
+        }
         return Ok(applied);
     }
     for folder in make_state_folder(root)? {
@@ -158,32 +162,31 @@ pub fn apply(
         .and_then(|()| progress(root, &mut manifest, &wakes))
         .and_then(|()| go_on(host))
         .and_then(|()| host.wake(root, &wakes, &wanted, &mut run.begun));
-    match result {
-        Ok(warnings) => applied.warnings = warnings,
+    // A run that died before this one is still to be finished, or undone, where this was not all of it.
+    let died = match &old.journal {
+        Some(journal) => plan.part || (plan.handed_over && !journal.migration),
+        None => false,
+    };
+    // The last word may fail, too: the disk may have room for the rest and not for this.
+    let result = result.and_then(|warnings| {
+        let mut settled = manifest.clone();
+        settle(&mut settled, plan, diff, &old, &wakes);
+        if !died {
+            settled.journal = None;
+        }
+        settled.write(root)?;
+        Ok((warnings, settled))
+    });
+    let mut manifest = match result {
+        Ok((warnings, settled)) => {
+            applied.warnings = warnings;
+            settled
+        }
         Err(cause) => {
             let Undone { left, links, .. } = run.roll_back(host, &own, &manifest);
             return Err(Failed { cause, not_undone: left, made_user, links }.into());
         }
-    }
-    if plan.handed_over {
-        hand_over(&mut manifest, &old, diff);
-    } else {
-        commit(&mut manifest, plan, diff);
-        // What a whole run has left to do is still to be done by the next, and the network still to be proven.
-        if plan.part {
-            let unfinished = Wakes { links: wakes.links, ..Wakes::default() };
-            let died = old.journal.is_some();
-            let mut left = old.unfinished.unwrap_or_default();
-            left.add_all(&unfinished);
-            manifest.unfinished = Some(left).filter(|left| died || !left.is_empty());
-        }
-    }
-    // A run that died before this one is still to be finished, or undone: this was not all of it.
-    let died = (plan.part || plan.handed_over) && old.journal.is_some();
-    if !died {
-        manifest.journal = None;
-    }
-    manifest.write(root)?;
+    };
     if !died && let Err(error) = recover::clear(root, &manifest) {
         warn!("take away the copies of this run: {error:#}");
     }
@@ -192,9 +195,27 @@ pub fn apply(
             "containerd was older than its configuration and did not read it: it was restarted".to_owned(),
         );
     }
-    purge(root, diff, &mut manifest)?;
+    if let Err(cause) = purge(root, diff, &mut manifest) {
+        let rest = "all else is in place, and stays; what is left of the data goes with the next `larder apply --purge`";
+        return Err(Failed { cause, not_undone: vec![rest.to_owned()], made_user, links: None }.into());
+    }
     applied.changed = diff.changes.len();
     Ok(applied)
+}
+
+/// What is ours after a run that went through, and what is left to do.
+fn settle(manifest: &mut Manifest, plan: &Plan, diff: &Diff, old: &Manifest, wakes: &Wakes) {
+    if plan.handed_over {
+        return hand_over(manifest, old, diff);
+    }
+    commit(manifest, plan, diff);
+    // What a whole run has left to do is still to be done by the next, and the network still to be proven.
+    if plan.part {
+        let unfinished = Wakes { links: wakes.links.clone(), ..Wakes::default() };
+        let mut left = old.unfinished.clone().unwrap_or_default();
+        left.add_all(&unfinished);
+        manifest.unfinished = Some(left).filter(|left| old.journal.is_some() || !left.is_empty());
+    }
 }
 
 /// Notes that what is in place is being read from now on.
@@ -412,9 +433,14 @@ impl Intended<'_> {
                 // How far it came nobody knows; what containerd has read is noted.
                 let woken = Wakes { containerd: false, links: BTreeSet::new(), ..died.wakes.clone() };
                 journal.begun.add_all(&woken);
+                journal.migration &= plan.handed_over;
                 journal
             }
-            None => Journal { unfinished: old.unfinished.clone(), ..Journal::default() },
+            None => Journal {
+                migration: plan.handed_over,
+                unfinished: old.unfinished.clone(),
+                ..Journal::default()
+            },
         };
         Journal::open(root)?;
         for change in &diff.changes {

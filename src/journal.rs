@@ -125,6 +125,9 @@ pub struct Journal {
     /// Digests of what is written and is not ours afterwards.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub wrote: BTreeMap<String, String>,
+    /// Of migrations alone: one that comes to its end leaves nothing of the others to be done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub migration: bool,
     /// What was left to do already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unfinished: Option<Wakes>,

@@ -94,7 +94,8 @@ pub fn undo(root: &Root, host: &dyn Host, manifest: &Manifest, run: Option<Run>)
     let there = |before: &Before| !matches!(before, Before::Absent);
     let (old, new): (Vec<_>, Vec<_>) = differing.into_iter().partition(|(_, before)| there(before));
     for (path, before) in old.into_iter().chain(new.into_iter().rev()) {
-        if network.as_ref().is_some_and(|record| record.has(path)) {
+        // The guard may still be at it. What it has put back has the right bytes, and gets its time here.
+        if undone.links.is_none() && network.as_ref().is_some_and(|record| record.has(path)) {
             continue;
         }
         match put_back(root, path, before, &manifest) {
@@ -145,10 +146,9 @@ fn settle(root: &Root, mut manifest: Manifest, journal: &Journal) -> Result<()> 
 /// # Errors
 /// On I/O errors.
 pub fn clear(root: &Root, manifest: &Manifest) -> Result<()> {
-    if root.exists(UNDO) {
-        root.remove_tree(UNDO)?;
-    }
-    tidy(root, manifest)
+    tidy(root, manifest)?;
+    // Last: as long as it is there, somebody looks.
+    if root.exists(UNDO) { root.remove_tree(UNDO) } else { Ok(()) }
 }
 
 /// What has to be woken for the old files.

@@ -17,6 +17,7 @@ use crate::tree::{Node, TEMPORARY, Tree, What, differences, shown};
 pub const ERRORS: [Errno; 4] = [Errno::ENOSPC, Errno::EIO, Errno::EROFS, Errno::EACCES];
 const STATE: &str = "var/lib/larder/state";
 const MANIFEST: &str = "var/lib/larder/state/manifest.json";
+const BY_HAND: &str = ".edited-by-hand";
 /// The accounts are systemd-sysusers' business: a new user stays when the rest is put back.
 const ACCOUNTS: [&str; 5] = ["passwd", "group", "shadow", "gshadow", ".pwd.lock"];
 
@@ -296,7 +297,7 @@ impl Judge<'_> {
             wrong.extend(self.next(&after));
         }
         let at = match fault {
-            Fault::None => None,
+            Fault::None | Fault::Unsynced => None,
             Fault::KillBefore(at) | Fault::KillAfter(at) | Fault::Short(at) => Some(at),
             Fault::Fail(at, _) | Fault::FailFrom(at, _) => Some(at),
         };
@@ -338,9 +339,11 @@ impl Judge<'_> {
             Some(0) if self.subject.keeps_on => {}
             Some(0) => {
                 let loose = |path: &str| self.subject.is_loose(path) || is_scratch(path);
-                let differ = differences(&wanted.without(loose), &after.without(loose));
-                // What a call of its own would have taken away the next run takes away.
-                let differ = differ.into_iter().filter(|line| !line.contains(TEMPORARY));
+                let differ =
+                    differences(&comparable(&wanted.without(loose)), &comparable(&after.without(loose)));
+                // What is left to be taken away the next run takes away.
+                let differ =
+                    differ.into_iter().filter(|line| !line.contains(TEMPORARY) && !line.starts_with(STATE));
                 wrong.extend(differ.map(|line| format!("it said 0, and {line}")));
             }
             Some(1) if harmless && matches!(fault, Fault::Short(_)) => {
@@ -356,12 +359,20 @@ impl Judge<'_> {
                 let ignored = |path: &str| is_ours_alone(path) || is_account(path);
                 let differ = differences(&before.without(ignored), &after.without(ignored));
                 wrong.extend(differ.into_iter().map(|line| format!("it said 1, and {line}")));
+                for (path, node) in before.0.iter().filter(|(_, node)| node.what != What::Folder) {
+                    let moved = after.get(path).is_some_and(|now| now.modified != node.modified);
+                    if moved && !ignored(path) {
+                        wrong.push(format!("it said 1, and {path} has another time"));
+                    }
+                }
                 let manifest = before.bytes(MANIFEST);
                 let now = after.bytes(MANIFEST);
                 if matches!(fault, Fault::Fail(..)) && manifest.is_some() && now != manifest {
                     wrong.push("it said 1, and the manifest is another".to_owned());
                 }
             }
+            // Data that is deleted does not come back: it goes last, and what could not go is told.
+            Some(3) if ran.stderr.contains("larder apply --purge") => {}
             // Not all could be put back.
             Some(3) if matches!(fault, Fault::FailFrom(..)) => {
                 let ignored = |path: &str| is_ours_alone(path) || is_account(path);
@@ -417,12 +428,46 @@ impl Judge<'_> {
 /// What the next run must have made of a machine.
 pub fn converged(subject: &Subject, wanted: &Tree, now: &Tree) -> Vec<String> {
     let loose = |path: &str| subject.is_loose(path) || is_scratch(path);
-    let mut wrong = differences(&wanted.without(loose), &now.without(loose));
+    let mut wrong = differences(&comparable(&wanted.without(loose)), &comparable(&now.without(loose)));
     // Where others write meanwhile, what is left goes once it is old.
     let left = now.0.keys().filter(|path| path.contains(TEMPORARY) && !subject.is_loose(path));
     wrong.extend(left.map(|path| format!("{path} is left")));
     wrong.extend((subject.sound)(now, true));
     wrong
+}
+
+/// Without what depends on when, and after what, a run was: the time in the name of a copy; which folders on the way to
+/// its own the first run has made before it could write that down; and what systemd-sysusers, killed, has left to do.
+fn comparable(tree: &Tree) -> Tree {
+    let mut comparable = Tree::default();
+    for (path, node) in &tree.0 {
+        let mut node = node.clone();
+        if path == MANIFEST
+            && let What::File(bytes) = &mut node.what
+            && let Ok(mut manifest) = serde_json::from_slice::<serde_json::Value>(bytes)
+            && let Some(fields) = manifest.as_object_mut()
+        {
+            fields.remove("account");
+            if let Some(entries) = fields.get_mut("entries").and_then(serde_json::Value::as_object_mut) {
+                entries.retain(|path, _| !is_ours_alone(path));
+            }
+            *bytes = without_times(&manifest.to_string()).into_bytes();
+        }
+        comparable.0.insert(without_times(path), node);
+    }
+    comparable
+}
+
+/// Of `.edited-by-hand.2026-01-31T12-34-56Z` the first word.
+fn without_times(text: &str) -> String {
+    let mut parts = text.split(BY_HAND);
+    let mut rest = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        rest += BY_HAND;
+        let is_time = part.len() >= 21 && part.starts_with(".2") && part.as_bytes()[20] == b'Z';
+        rest += if is_time { &part[21..] } else { part };
+    }
+    rest
 }
 
 /// Everything is as it was or as it shall be, whole, with its mode and owner; nothing else is there but what is not
@@ -504,6 +549,8 @@ fn unnamed(call: Option<&Call>, ran: &Ran) -> Option<String> {
     }
     let folder =
         call.path.find(TEMPORARY).map_or(call.path.as_str(), |end| call.path[..end].trim_end_matches('/'));
-    let names = ran.stderr.contains(folder) || !call.own;
+    // Of our own folder nobody has to know more.
+    let names =
+        ran.stderr.contains(folder) || !call.own || (folder.starts_with(STATE) && ran.stderr.contains(STATE));
     (!names).then(|| format!("its message does not name {folder}: {}", ran.stderr))
 }

@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::disk::{BLOCK, Blocks, Disk, Mounted, Told, format};
 use crate::judge::{Subject, command_for, converged, learn, torn};
+use crate::tracer::{self, Fault};
 use crate::tree::{Tree, differences};
 
 /// Bytes: the least that these file systems can be made in is 16, 300 and 109 MiB.
@@ -109,6 +110,11 @@ impl Cut {
     }
 }
 
+/// Whether this machine can do it.
+pub fn is_possible() -> bool {
+    ["/dev/fuse", "/dev/loop-control"].iter().all(|path| Path::new(path).exists())
+}
+
 /// Mounts of this thread, and of what it starts, are its own, and end with it.
 pub fn own_mounts() {
     unshare(CloneFlags::CLONE_NEWNS).unwrap();
@@ -130,8 +136,8 @@ impl Places {
     }
 }
 
-/// The subject's machine on a file system of this kind.
-pub fn try_cuts(subject: &Subject, kind: &str, size: u64, extent: Extent) -> Tally {
+/// The subject's machine on a file system of this kind; `fault` is that of the run that the power is cut in.
+pub fn try_cuts(subject: &Subject, kind: &str, size: u64, extent: Extent, fault: Fault) -> Tally {
     let known = learn(subject);
     let base = if Path::new("/dev/shm").is_dir() { "/dev/shm".into() } else { std::env::temp_dir() };
     let folder = tempfile::Builder::new().prefix("larder-power.").tempdir_in(base).unwrap();
@@ -152,7 +158,9 @@ pub fn try_cuts(subject: &Subject, kind: &str, size: u64, extent: Extent) -> Tal
     let disk = Disk::new(&places.path("fuse"), blocks.clone(), size);
     let mounted = Mounted::new(kind, &disk.path(), &places.path("mounted")).unwrap();
     let from = disk.told().len();
-    places.run(subject, subject.command, &root).unwrap();
+    let mut larder = command_for(subject, subject.command, &root, &places.path("profile.yaml"));
+    let ran = tracer::run(&mut larder, &root, places.folder.path(), fault);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
     let told = disk.told();
     drop(mounted);
     drop(disk);

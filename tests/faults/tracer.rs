@@ -37,6 +37,8 @@ pub enum Fault {
     FailFrom(usize, Errno),
     /// A write writes half.
     Short(usize),
+    /// Nothing is synced, and every such call says that it was.
+    Unsynced,
 }
 
 /// One call that changes something.
@@ -323,15 +325,16 @@ impl Tracer<'_> {
         let number = self.calls.len();
         let is_write = matches!(name, "write" | "pwrite" | "copy_file_range" | "sendfile");
         self.calls.push(Call { name, path, own: program == self.pid, first_thread: pid == program });
-        let fails = match self.fault {
-            Fault::Fail(at, errno) if at == number => Some(errno),
-            Fault::FailFrom(from, errno) if from <= number => Some(errno),
+        let returns = match self.fault {
+            Fault::Fail(at, errno) if at == number => Some(-(errno as i32)),
+            Fault::FailFrom(from, errno) if from <= number => Some(-(errno as i32)),
+            Fault::Unsynced if matches!(name, "fsync" | "fdatasync" | "syncfs" | "sync") => Some(0),
             _ => None,
         };
-        if let Some(errno) = fails {
+        if let Some(value) = returns {
             // No call has this number: the kernel makes none, and returns what is in rax.
             registers.orig_rax = u64::MAX;
-            registers.rax = i64::from(-(errno as i32)).cast_unsigned();
+            registers.rax = i64::from(value).cast_unsigned();
             ptrace::setregs(pid, registers).unwrap();
         }
         match self.fault {

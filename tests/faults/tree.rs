@@ -8,6 +8,10 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lcho
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+
 /// Of an interrupted run.
 pub const TEMPORARY: &str = ".larder-new.";
 
@@ -99,6 +103,9 @@ impl Tree {
                 What::Link(target) => {
                     symlink(target, &path).unwrap();
                     lchown(&path, Some(node.owner.0), Some(node.owner.1)).unwrap();
+                    let nanoseconds = u64::try_from(node.modified).unwrap();
+                    let time = TimeSpec::from_duration(Duration::from_nanos(nanoseconds));
+                    utimensat(AT_FDCWD, &path, &time, &time, UtimensatFlags::NoFollowSymlink).unwrap();
                     continue;
                 }
                 What::File(bytes) => {
