@@ -64,6 +64,7 @@ fn commands(shown: &Command) -> Result<String> {
         writeln!(page, "{}.", text(&command.get_about().map(ToString::to_string).unwrap_or_default()))?;
         options(&command, &mut page)?;
         if let Some(more) = command.get_after_help() {
+            writeln!(page, ".PP\nExit codes:")?;
             codes(&more.to_string(), &mut page)?;
         }
     }
@@ -78,7 +79,8 @@ fn options(command: &Command, page: &mut impl Write) -> io::Result<()> {
     // Its heading is of a page, and this is a subsection of one; what precedes it is set up once.
     let options = String::from_utf8_lossy(&options);
     let body = options.split_once(".SH OPTIONS\n").map_or("", |(_, body)| body);
-    page.write_all(body.as_bytes())
+    // An empty line is a paragraph already.
+    page.write_all(body.replace("\n\n.br\n", "\n.br\n").as_bytes())
 }
 
 /// The exit codes as `larder --help` tells them.
@@ -96,11 +98,11 @@ fn codes(help: &str, page: &mut impl Write) -> io::Result<()> {
             Some((code, meaning)) if code.parse::<u8>().is_ok() => {
                 writeln!(page, ".TP\n.B {code}\n{}", text(meaning.trim()))?;
             }
-            _ if line == "Exit codes:" => writeln!(page, ".PP\nExit codes:")?,
+            _ if line == "Exit codes:" => {}
             _ => writeln!(page, "{}", text(line))?,
         }
     }
-    writeln!(page, ".PP")
+    Ok(())
 }
 
 /// Text that no formatter takes for anything else (groff(7), "Escapes").
