@@ -395,6 +395,15 @@ pub fn booted() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
+/// What is made of what programs print and the kernel tells, for `crate::fuzz`.
+pub(crate) fn read_any(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    names::read_any(&text);
+    network::link::read_any(&text);
+    network::session::read_any(bytes);
+    state::read_any(&text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

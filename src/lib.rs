@@ -39,3 +39,6 @@ pub mod renew;
 pub mod status;
 
 pub mod instance;
+
+#[doc(hidden)]
+pub mod fuzz;

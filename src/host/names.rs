@@ -52,6 +52,11 @@ fn by_library(name: &str, port: u16, deadline: Instant) -> Result<Vec<SocketAddr
     }
 }
 
+/// For `crate::fuzz`.
+pub(super) fn read_any(text: &str) {
+    let _ = parse(text, 443);
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -392,6 +392,16 @@ pub fn addresses() -> Result<Vec<(String, IpNetwork)>> {
         .collect())
 }
 
+/// For `crate::fuzz`.
+pub(super) fn read_any(text: &str) {
+    let units = ["a.service".to_owned(), "b.timer".to_owned()];
+    let _ = parse_units(&units, text);
+    let _ = parse_properties(&units, text);
+    let _ = text.lines().filter_map(parse_time).count();
+    let _ = parse_plugin_status(text);
+    let _ = parse_plugin_error(text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -60,6 +60,9 @@ impl Build<'_> {
                 if path.value.as_str() == "/" {
                     let message = "containerd.certs_dir: the root folder is not for hosts.toml files alone";
                     self.error(path.place, message, format!("write {CERTS_DIR}"));
+                } else if let Some(whose) = path.value.is_the_systems() {
+                    let message = format!("containerd.certs_dir: {whose} is not for hosts.toml files");
+                    self.error(path.place, message, format!("write {CERTS_DIR}"));
                 }
                 path.value
             }

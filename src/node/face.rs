@@ -128,6 +128,12 @@ impl Build<'_> {
                         registries' own";
             self.error(place, "cache.metrics: it says nothing", help);
         }
+        if let Some(path) = &form.textfile
+            && let Some(whose) = path.value.is_the_systems()
+        {
+            let message = format!("cache.metrics.textfile: {whose} is not for metrics");
+            self.error(path.place, message, "write /var/lib/prometheus/node-exporter");
+        }
         Metrics {
             textfile: form.textfile.map(|path| path.value),
             registries: form.registries.map(|base| base.value),

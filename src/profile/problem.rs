@@ -98,7 +98,7 @@ impl Problems {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let mut out = String::new();
         for problem in self.list.iter().take(SHOWN) {
-            out.push_str(&renderer.render(&[self.group(problem)]));
+            out.push_str(&visible(&renderer.render(&[self.group(problem)])));
             out.push_str("\n\n");
         }
         if let Some(more) = self.list.len().checked_sub(SHOWN).filter(|more| *more > 0) {
@@ -203,6 +203,16 @@ impl Problems {
 struct Mark<'a> {
     place: Place,
     label: Option<&'a str>,
+}
+
+/// The renderer takes what moves a cursor out of the lines that it shows, but for the eight-bit controls, and shows
+/// characters that nobody sees as they are.
+fn visible(text: &str) -> String {
+    let hidden = |c: char| {
+        matches!(c, '\u{80}'..='\u{9f}' | '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+    };
+    text.chars().map(|c| if hidden(c) { '\u{fffd}' } else { c }).collect()
 }
 
 /// `help` and labels are shown as they are, so nothing in them may move the cursor.

@@ -516,6 +516,12 @@ fn basic(login: &Login) -> Zeroizing<String> {
     Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())))
 }
 
+/// What is made of an answer before anything is believed of it, for `crate::fuzz`.
+pub(crate) fn read_any(text: &str) {
+    let _ = challenge::Challenge::read(text.lines());
+    let _ = says(text.as_bytes(), "MANIFEST_UNKNOWN");
+}
+
 /// Whether a registry's error body has this code.
 fn says(body: &[u8], code: &str) -> bool {
     #[derive(Deserialize)]

@@ -84,6 +84,16 @@ fn socket(text: &str) -> Option<(IpAddr, u16)> {
     Some((address, u16::from_str_radix(port, 16).ok()?))
 }
 
+/// For `crate::fuzz`.
+pub(in crate::host) fn read_any(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let _ = parent(&text);
+    if let Some((session, ports)) = session(bytes) {
+        let _ = stands(&text, &session, ports);
+    }
+    let _ = text.split_whitespace().filter_map(socket).count();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

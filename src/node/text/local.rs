@@ -188,7 +188,23 @@ fn absolute(path: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Folders in which other programs look for what they do: nothing is ever put there because a profile says so.
+const OF_THE_SYSTEM: [&str; 10] =
+    ["/bin", "/boot", "/dev", "/lib", "/lib64", "/proc", "/run/systemd", "/sbin", "/sys", "/usr"];
+/// And below this one only in a folder of somebody's own.
+const SHARED: &str = "/etc";
+const SHARED_PARTS: [&str; 4] = ["/etc/cron.d", "/etc/pam.d", "/etc/systemd", "/etc/sudoers.d"];
+
 impl AbsolutePath {
+    /// The folder of the system's that it is, or is in.
+    #[must_use]
+    pub fn is_the_systems(&self) -> Option<&'static str> {
+        if self.0 == SHARED {
+            return Some(SHARED);
+        }
+        OF_THE_SYSTEM.into_iter().chain(SHARED_PARTS).find(|folder| self.as_path().starts_with(folder))
+    }
+
     #[must_use]
     pub fn as_path(&self) -> &Path {
         Path::new(&self.0)

@@ -120,6 +120,7 @@ def on(t, manager, suite):
     to_another(t, lab, manager, node)
     after_a_boot(t, lab, manager, node)
     late(t, lab, manager, node)
+    by_its_unit(t, node)
 
 
 def view(t, manager, node, when):
@@ -187,6 +188,18 @@ def late(t, lab, manager, node):
     t.check("its address once it is there", node.wait("ip -4 -o addr show dev eth0 | grep -q 10.0.20.11/24", 20), exits(0))
     t.check("verify", node.wait("larder verify", 20), exits(0))
     t.check("plan", node.larder("plan"), exits(0))
+
+
+def by_its_unit(t, node):
+    """larder.service is in a sandbox: what the manager runs is outside of it."""
+    node.write("/etc/larder/profile.yaml", WHOLE.replace("20.11", "20.15"))
+    t.check("another address by larder.service", node.sh("systemctl restart larder.service"), exits(0))
+    done = node.wait('test "$(systemctl show -P SubState larder.service)" = exited', 60)
+    t.check("its end", done, exits(0))
+    has_its_address(t, node, "by larder.service", "10.0.20.15")
+    t.check("plan after larder.service", node.larder("plan"), exits(0))
+    again = node.sh("journalctl -b -q --no-pager -u larder.service | grep -i 'not permitted\\|read-only\\|denied'")
+    t.check("what its sandbox was in the way of", again.out, "")
 
 
 def right_already(t, manager, node):

@@ -63,6 +63,7 @@ def podman(t, suite):
     t.check("what apply did for the image", node.out("cat /root/apply.out"), has(f"podman has loaded {ARCHIVE}"))
     runs(t, node, identity)
     second_apply_changes_nothing(t, node)
+    t.check("apply by larder.service, from its sandbox", node.sh("systemctl restart larder.service"), exits(0))
     pulls_through_the_cache(t, lab, node, UPSTREAMS)
     collects(t, node)
     group = node.out("cat /proc/$(pgrep -x registry | head -1)/cgroup")
