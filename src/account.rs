@@ -98,6 +98,17 @@ impl Account {
         Ok(self)
     }
 
+    /// Whether a file that was not there before is just what systemd-sysusers makes.
+    fn is_new(&self, path: &str, change: &Change, bytes: &[u8]) -> bool {
+        let copy_of = path.strip_suffix('-').and_then(|path| self.files.get(path));
+        match (&change.wrote, copy_of) {
+            (Some(wrote), _) => *wrote == digest(bytes),
+            // The run that made the user died before it looked.
+            (None, Some(Change { before: Some(was), .. })) => was.digest == digest(bytes),
+            (None, _) => without(bytes).is_empty(),
+        }
+    }
+
     /// Takes the user away. Files that nobody has changed since become what they were, to the byte; of others only its
     /// lines go.
     ///
@@ -119,8 +130,7 @@ impl Account {
         root.sweep("etc")?;
         for (path, change) in &self.files {
             let Entry::File { bytes, access } = root.entry(path)? else { continue };
-            let as_we_left = change.wrote.as_deref() == Some(digest(&bytes).as_str());
-            if change.before.is_none() && as_we_left {
+            if change.before.is_none() && self.is_new(path, change, &bytes) {
                 root.remove(path)?;
                 root.sync_folder(path)?;
             } else if is_account_file(path) {

@@ -12,8 +12,9 @@ use crate::apply::{Applied, apply};
 use crate::containerd::probe;
 use crate::diff::{Action, Diff, diff};
 use crate::host::Host;
-use crate::journal::{KEPT, Kind, MANIFEST, Manifest, Owned, UNDO, is_above_state};
+use crate::journal::{KEPT, Kind, MANIFEST, Manifest, Owned, is_above_state};
 use crate::plan::{Plan, STATE, UNIT_FOLDER};
+use crate::recover;
 use crate::root::{Entry, Root, folder_of};
 use crate::store::layout::Layout;
 use crate::template::{UNITS, shipped};
@@ -143,6 +144,7 @@ impl Removal {
         let gone = |path: &str, owned: &Owned| owned.kind == Kind::Data && !root.exists(path);
         manifest.entries.retain(|path, owned| !gone(path, owned));
         manifest.leavings.clear();
+        recover::clear(root, &manifest)?;
         removed.aside = root.files_below(KEPT)?.iter().map(|path| root.show(path)).collect();
         if stays(root, &manifest, self.purge)? {
             let data = manifest.entries.iter().filter(|(_, owned)| owned.kind == Kind::Data);
@@ -152,10 +154,6 @@ impl Removal {
         // Folders that we made for all this, and nobody else has put anything into.
         let folders: Vec<String> =
             manifest.entries.keys().rev().filter(|path| is_above_state(path)).cloned().collect();
-        if root.exists(UNDO) {
-            root.remove_tree(UNDO)?;
-        }
-        root.remove_empty_tree(KEPT)?;
         root.sweep(STATE)?;
         root.remove(MANIFEST)?;
         root.remove_empty_directory(STATE)?;
