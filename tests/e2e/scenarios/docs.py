@@ -55,25 +55,31 @@ class Reader:
             node.boot()
 
     def read(self, page):
-        ready = set()
+        is_ready = False
         for block in page.blocks:
             if block.kind not in ("commands", "file", "output", "user-data"):
                 self.not_run += [f"{block.place}: {reason}" for reason in why_not(block)]
                 continue
-            name = block.marks.get("on", "node")
-            if name not in ready:
-                ready.add(name)
-                self.t.check(f"{page.path}: {name} before it", self.make_ready(name, page), exits(0))
-            self.follow(block, self.machines[name])
+            if not is_ready:
+                # All of them, the cache first: the client asks it.
+                for name in self.machines:
+                    self.t.check(f"{page.path}: {name} before it", self.make_ready(name, page), exits(0))
+                is_ready = True
+            self.follow(block, self.machines[block.marks.get("on", "node")])
 
     def make_ready(self, name, page):
         """The machine has its own profile, and no other layer."""
         self.upstreams(True)
         node = self.machines[name]
         node.sh("rm -rf /etc/larder/profile.d /usr/lib/larder/profile.yaml")
-        node.write("/etc/larder/profile.yaml", FIRST if page.path == "README.md" else PROFILES[name])
+        text = FIRST if (page.path, name) == ("README.md", "node") else PROFILES[name]
+        node.write("/etc/larder/profile.yaml", text)
+        # As after a boot: nobody remembers which caches were out while the last page stopped them.
+        node.sh("systemctl stop larder-watch.timer larder-watch.service; rm -rf /run/larder/watch")
         plan = node.larder("plan")
-        return plan if plan.code == 0 else node.larder("apply")
+        done = plan if plan.code == 0 else node.larder("apply")
+        node.sh("systemctl start larder-watch.timer")
+        return done
 
     def upstreams(self, are_there):
         if self.is_offline == are_there:
