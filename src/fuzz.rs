@@ -23,9 +23,11 @@ use crate::verify;
 use crate::watch;
 
 type Verdict = Result<(), String>;
+/// Err: what does not hold.
+pub type Target = fn(&[u8]) -> Verdict;
 
 /// Each target by its name.
-pub const TARGETS: [(&str, fn(&[u8]) -> Verdict); 7] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("profile", profile),
     ("hosts", hosts),
     ("config", config),

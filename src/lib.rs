@@ -9,6 +9,12 @@
 //! Desired state is a value, and everything up to that value is pure. The modules below stand in the
 //! pipeline's order.
 
+// No input ends a run of ours by a panic: Cargo.toml denies the rest of what could.
+#![cfg_attr(
+    not(test),
+    deny(clippy::string_slice, clippy::unreachable, clippy::get_unwrap, clippy::unchecked_time_subtraction)
+)]
+
 pub mod cli;
 pub mod log;
 

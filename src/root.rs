@@ -30,6 +30,9 @@ pub use walk::{Folder, Kind, Space, Stat};
 const LARGEST: u64 = 64 << 20;
 /// Up to here each file is synced by itself; beyond, one syncfs(2) is cheaper than all those journal commits.
 const SYNC_ONE_BY_ONE: usize = 64;
+/// A store has some 140 folders in each other at most. Another user's tree could have as many as would end us: each
+/// costs a descriptor and some of the stack.
+const DEEPEST: usize = 256;
 /// Temporary files are recognised by this after a crash.
 const TEMPORARY: &str = ".larder-new.";
 
@@ -586,7 +589,8 @@ impl Root {
     /// On I/O errors.
     pub fn remove_tree(&self, path: &str) -> Result<()> {
         let Some((parent, name)) = self.parent(path)? else { return Ok(()) };
-        remove_below(&parent, OsString::from(name)).with_context(|| format!("remove {}", self.show(path)))
+        remove_below(&parent, OsString::from(name), DEEPEST)
+            .with_context(|| format!("remove {}", self.show(path)))
     }
 
     /// Removes what an interrupted run may have left in a folder that nobody else writes to now.
@@ -675,12 +679,13 @@ fn read_all(fd: OwnedFd, stat: &FileStat) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn remove_below(parent: &OwnedFd, name: OsString) -> nix::Result<()> {
+fn remove_below(parent: &OwnedFd, name: OsString, levels: usize) -> nix::Result<()> {
     match unlinkat(parent, name.as_os_str(), UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => return Ok(()),
         Err(Errno::EISDIR | Errno::EPERM) => {}
         Err(errno) => return Err(errno),
     }
+    let levels = levels.checked_sub(1).ok_or(Errno::ELOOP)?;
     let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let fd = openat(parent, name.as_os_str(), flags, Mode::empty())?;
     let mut names = Vec::new();
@@ -692,7 +697,7 @@ fn remove_below(parent: &OwnedFd, name: OsString) -> nix::Result<()> {
         }
     }
     for child in names {
-        remove_below(&fd, child)?;
+        remove_below(&fd, child, levels)?;
     }
     unlinkat(parent, name.as_os_str(), UnlinkatFlags::RemoveDir)
 }

@@ -218,3 +218,21 @@ fn no_system_call_names_a_path_of_the_tree() {
         .collect();
     assert_eq!(named, Vec::<String>::new());
 }
+
+#[test]
+fn a_tree_is_removed_without_following_and_to_a_depth() {
+    let outside = Outside::new();
+    let dir = tempfile::tempdir().unwrap();
+    let root = larder::root::Root::open(dir.path()).unwrap();
+    let before = outside.state();
+    fs::create_dir_all(dir.path().join("tree/a/b")).unwrap();
+    symlink(outside.path("larder"), dir.path().join("tree/a/link")).unwrap();
+    root.remove_tree("tree").unwrap();
+    assert!(!dir.path().join("tree").exists());
+    assert_eq!(outside.state(), before);
+    // As deep as another user can make it: told, not followed until the stack ends.
+    let deep = dir.path().join("deep").join("a/".repeat(400));
+    fs::create_dir_all(&deep).unwrap();
+    let error = root.remove_tree("deep").expect_err("too deep");
+    assert!(format!("{error:#}").contains("remove"), "{error:#}");
+}

@@ -3,10 +3,8 @@
 
 use std::sync::OnceLock;
 
-use larder::fuzz::TARGETS;
+use larder::fuzz::{TARGETS, Target};
 use libfuzzer_sys::fuzz_target;
-
-type Target = fn(&[u8]) -> Result<(), String>;
 
 fn target() -> Target {
     static CHOSEN: OnceLock<Target> = OnceLock::new();
