@@ -499,11 +499,8 @@ impl Intended<'_> {
                 None => continue,
             };
             let owned = manifest.entries.get_mut(&change.path);
-            let copy = if by_hand {
-                keep_edit(root, &change.path)?
-            } else {
-                keep_aside(root, &change.path, "")?
-            };
+            let copy =
+                if by_hand { keep_edit(root, &change.path)? } else { keep_aside(root, &change.path, "")? };
             if let (Some(owned), Some(copy)) = (owned, &copy)
                 && !by_hand
             {

@@ -1,6 +1,7 @@
 //! Podman and docker: what images they have, and how they get one. They are asked by their command, which is the
 //! same in both as far as it is used here.
 
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +16,8 @@ const LOOK_LIMIT: Duration = Duration::from_secs(30);
 /// An image of the registry has some 20 MiB; the registry that has it may be slow.
 const PULL_LIMIT: Duration = Duration::from_secs(240);
 const REMOVE_LIMIT: Duration = Duration::from_secs(30);
+const REMOVE_TRIES: u32 = 3;
+const REMOVE_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a runtime's command may need of the caller's environment to reach a registry.
 const PASSED_ON: [&str; 7] =
@@ -67,8 +70,15 @@ pub fn remove(runtime: ContainerRuntime, name: &str) -> Result<()> {
     if ask(runtime, &["container", "inspect", name], LOOK_LIMIT).is_err() {
         return Ok(());
     }
-    ask(runtime, &["rm", "--force", name], REMOVE_LIMIT)
-        .with_context(|| format!("remove the container {name}"))?;
+    // Podman is at odds with itself when its monitor was killed: it says that the container cannot be stopped, and that
+    // it has ended. The next time it removes it.
+    for left in (0..REMOVE_TRIES).rev() {
+        match ask(runtime, &["rm", "--force", name], REMOVE_LIMIT) {
+            Ok(_) => break,
+            Err(_) if left > 0 => sleep(REMOVE_PAUSE),
+            Err(error) => return Err(error.context(format!("remove the container {name}"))),
+        }
+    }
     info!(container = name, "removed: its command had ended without it");
     Ok(())
 }
