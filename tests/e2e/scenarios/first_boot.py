@@ -6,7 +6,7 @@ from debian import package
 from machine import changed
 from report import exits, has
 from scenarios.cloud_init import shipped, status
-from scenarios.common import WATCHED, no_cycles, units_run
+from scenarios.common import WATCHED, has_its_address, no_cycles, units_run
 
 UPSTREAMS = ("docker.io", "ghcr.io")
 HOSTS = "/etc/containerd/certs.d/ghcr.io/hosts.toml"
@@ -18,6 +18,14 @@ RemainAfterExit=yes
 ExecStart=/bin/true
 [Install]
 WantedBy=multi-user.target
+"""
+# The image's own layer: the address is there before the network is.
+NETWORK = """version: 1
+network:
+  interface: eth0
+  addresses: [10.0.20.10/24]
+  gateway: 10.0.20.1
+  nameservers: { addresses: [10.0.20.1] }
 """
 # systemd's own for "Starting …" and "Started …" (sd-messages.h).
 STARTING, STARTED = "7d4958e842da4a758f6c1cdc7b36dcc5", "39f53479d3a045ac8e11786248231fbf"
@@ -48,6 +56,7 @@ def bake(t, lab):
     node.put("/root/larder.deb", source=package(lab.larder))
     node.put("/etc/systemd/system/kubelet.service", KUBELET)
     node.put("/etc/larder/profile.yaml", shipped_profile(), mode=0o600)
+    node.put("/etc/larder/profile.d/10-network.yaml", NETWORK, mode=0o600)
     node.commands.append("dpkg --install /root/larder.deb >/dev/null; systemctl -q enable kubelet")
     node.lay()
     applied = lab.ask("mounted", node.name, "sh", "-c", f'"{lab.larder}" apply --root "$ROOT"')
@@ -90,6 +99,7 @@ def measured(t, node, when):
     t.check(f"{when}: failed units", node.out("systemctl --failed --no-legend --plain"), "")
     no_cycles(t, node, when)
     units_run(t, node, when, UPSTREAMS)
+    has_its_address(t, node, f"at the {when}")
     began, ready = at(node, "InactiveExit", "larder.service"), at(node, "ActiveEnter", "larder.service")
     # In the first boot runcmd has restarted it since, after all of these.
     if when != "first boot":

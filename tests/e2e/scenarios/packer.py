@@ -104,6 +104,7 @@ def boots(t, node):
     t.check("first boot: the console", node.tail("console", 10**6)[-20000:], has("larder-network.service", "nothing to change"))
     first = state(t, node, "first boot")
     t.check("first boot: what it says of itself", node.out("journalctl -b -u larder --output cat"), has("created"))
+    settle(node)
     image, files = (sums(node.out(command)) for command in ("cat /root/image.sums", SUMS))
     t.check("in the image already", sorted(image), lambda got: set(BAKED) <= set(got))
     changed = sorted(path for path, digest in image.items() if files.get(path) != digest)
@@ -120,6 +121,7 @@ def boots(t, node):
     second = state(t, node, "second boot")
     t.check("second boot: a machine id of its own, kept", second, first)
     t.check("second boot: larder.service", node.out("journalctl -b -u larder --output cat"), has("nothing to change"))
+    settle(node)
     t.check("second boot: files", sums(node.out(SUMS)), files)
     node.off()
     if WHOLE:
@@ -135,6 +137,13 @@ BAKED = [
 
 def sums(text):
     return {path: digest for digest, path in (line.split(None, 1) for line in text.splitlines())}
+
+
+def settle(node):
+    """Until the watch has put back what did not answer yet while the machine booted."""
+    deadline = time.monotonic() + 90
+    while node.sh("larder status").code != 0 and time.monotonic() < deadline:
+        time.sleep(3)
 
 
 def state(t, node, when):
