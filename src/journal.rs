@@ -328,14 +328,22 @@ pub fn make_state_folder(root: &Root) -> Result<Vec<String>> {
         .collect();
     root.make_directories(above, Access::root(0o755))?;
     root.make_directories(STATE, Access::root(0o700))?;
-    if !new.is_empty() {
-        let mut manifest = Manifest::read(root)?;
-        for folder in &new {
-            manifest.entries.insert(folder.clone(), Owned::new(Kind::Directory, Vec::new()));
-        }
-        manifest.write(root)?;
-    }
     Ok(new)
+}
+
+/// Notes that folders are ours. Under the lock: another run may be at work.
+///
+/// # Errors
+/// On I/O errors.
+pub fn own_folders(root: &Root, made: Vec<String>) -> Result<()> {
+    if made.is_empty() {
+        return Ok(());
+    }
+    let mut manifest = Manifest::read(root)?;
+    for folder in made {
+        manifest.entries.entry(folder).or_insert_with(|| Owned::new(Kind::Directory, Vec::new()));
+    }
+    manifest.write(root)
 }
 
 /// A digest as the manifest writes it.

@@ -7,14 +7,16 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use anyhow::{Context, Result, ensure};
+use tracing::warn;
 
 use crate::drift::keep_edit;
 use crate::facts::is_containerd_config;
 use crate::guard::{self, Record};
 use crate::host::{Aim, Host, Pulls, Wanted};
-use crate::journal::{Before, Journal, Manifest, UNDO, digest, tidy};
+use crate::journal::{Before, Journal, Kind, Manifest, UNDO, digest, tidy};
+use crate::plan::UNIT_FOLDER;
 use crate::root::{Entry, Root, folder_of};
-use crate::wake::Wakes;
+use crate::wake::{NETWORK_UNIT, Wakes};
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -25,6 +27,8 @@ pub struct Undone {
     pub left: Vec<String>,
     /// What the links carry, where they had to be put back.
     pub links: Option<String>,
+    /// New stores that have something in them: nothing of what registries have is deleted without being asked for.
+    pub stores: Vec<String>,
     /// Where files are that somebody wrote meanwhile.
     pub kept: Vec<String>,
 }
@@ -57,7 +61,7 @@ pub fn undo(root: &Root, host: &dyn Host, manifest: &Manifest, run: Option<Run>)
     let mut undone = Undone::default();
     let Some(journal) = &manifest.journal else { return undone };
     let mut left = Vec::new();
-    let mut manifest = manifest.clone();
+    let (known, mut manifest) = (manifest, manifest.clone());
 
     // Half-written files of a run that died; its folders would not be empty.
     let folders: BTreeSet<&str> = journal.before.keys().map(|path| folder_of(path)).collect();
@@ -110,11 +114,13 @@ pub fn undo(root: &Root, host: &dyn Host, manifest: &Manifest, run: Option<Run>)
     if let Err(error) = host.wake(root, &back, &wanted, &mut Wakes::default()) {
         left.push(Left::new("wake units", &error, systemctl("restart", &back)));
     }
+    forget_network_unit(host, journal);
     if left.is_empty()
         && let Err(error) = settle(root, manifest, journal)
     {
         left.push(Left::new("the manifest", &error, Some("larder recover".to_owned())));
     }
+    undone.stores = stores(root, known, journal).map(|path| root.show(path)).collect();
     undone.left = left.iter().map(ToString::to_string).collect();
     undone
 }
@@ -127,13 +133,36 @@ impl Left {
     }
 }
 
+/// One that has run at this boot and is no file any more: systemd would remember it until the next.
+fn forget_network_unit(host: &dyn Host, journal: &Journal) {
+    let file = format!("{UNIT_FOLDER}/{NETWORK_UNIT}");
+    if journal.before.get(&file) == Some(&Before::Absent)
+        && let Err(error) = host.forget_units(&[NETWORK_UNIT.to_owned()].into())
+    {
+        warn!("stop {NETWORK_UNIT}: {error:#}");
+    }
+}
+
+/// New stores that have something in them by now.
+fn stores<'m>(root: &'m Root, manifest: &'m Manifest, journal: &'m Journal) -> impl Iterator<Item = &'m str> {
+    let new = manifest.entries.iter().filter(|(path, owned)| {
+        owned.kind == Kind::Data && journal.owned.get(*path) == Some(&None) && root.exists(path)
+    });
+    new.map(|(path, _)| path.as_str())
+}
+
 /// All is back: so is what the manifest says.
 fn settle(root: &Root, mut manifest: Manifest, journal: &Journal) -> Result<()> {
+    let stores: Vec<String> = stores(root, &manifest, journal).map(str::to_owned).collect();
+    let holds =
+        |path: &str| stores.iter().any(|store| store == path || store.starts_with(&format!("{path}/")));
     for (path, owned) in &journal.owned {
         match owned {
-            Some(owned) => manifest.entries.insert(path.clone(), owned.clone()),
-            None => manifest.entries.remove(path),
-        };
+            Some(owned) => drop(manifest.entries.insert(path.clone(), owned.clone())),
+            // What is in a store nobody can tell from what was meant to be there: it stays ours to remove.
+            None if holds(path) => {}
+            None => drop(manifest.entries.remove(path)),
+        }
     }
     manifest.journal = None;
     manifest.unfinished.clone_from(&journal.unfinished);
@@ -248,7 +277,10 @@ fn put_back(root: &Root, path: &str, before: &Before, manifest: &Manifest) -> Re
         }
         Before::File { kept, access } => {
             ensure!(root.keep(kept, path)?, "{} is gone", root.show(kept));
-            root.set_access(path, (*access).into())?;
+            // Of a file of ours that got another mode.
+            if !matches!(root.entry(path)?, Entry::File { access: now, .. } if now == (*access).into()) {
+                root.set_access(path, (*access).into())?;
+            }
         }
     }
     root.sync_folder(path).context("make it durable")?;

@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::apply::{Applied, apply};
 use crate::containerd::probe;
-use crate::diff::{Action, Diff, diff};
+use crate::diff::{Action, Change, Diff, diff};
 use crate::host::Host;
 use crate::journal::{KEPT, Kind, MANIFEST, Manifest, Owned, is_above_state};
 use crate::plan::{Plan, STATE, UNIT_FOLDER};
@@ -59,12 +59,12 @@ impl Removal {
             return Ok(None);
         }
         let mut manifest = Manifest::read(root)?;
-        disown_enablement(&mut manifest);
         let stop = host.own_units()?.into_iter().filter(|unit| !RUNS.contains(&unit.as_str())).collect();
         let plan = Plan { stop, ..Plan::default() };
         let is_begun = !manifest.leavings.is_empty() || manifest.unfinished.is_some();
-        let nothing =
-            !is_begun && stays(root, &manifest, purge)? && diff(&plan, root, &manifest, purge)?.is_empty();
+        let nothing = !is_begun
+            && stays(root, &manifest, purge)?
+            && differences(&plan, root, &manifest, purge)?.is_empty();
         if nothing {
             return Ok(None);
         }
@@ -78,7 +78,7 @@ impl Removal {
     /// # Errors
     /// On I/O errors.
     pub fn diff(&self, root: &Root) -> Result<Diff<'_>> {
-        diff(&self.plan, root, &self.manifest, self.purge)
+        differences(&self.plan, root, &self.manifest, self.purge)
     }
 
     /// What goes beside that.
@@ -102,7 +102,7 @@ impl Removal {
         for folder in certs_dirs(&self.manifest) {
             probe::sweep(root, &folder)?;
         }
-        let changes = diff(&self.plan, root, &self.manifest, self.purge)?;
+        let changes = self.diff(root)?;
         if changes.changes.is_empty() && self.manifest.unfinished.is_none() {
             self.manifest.write(root)?;
         } else {
@@ -142,7 +142,8 @@ impl Removal {
             account.remove(root, host)?;
         }
         let gone = |path: &str, owned: &Owned| owned.kind == Kind::Data && !root.exists(path);
-        manifest.entries.retain(|path, owned| !gone(path, owned));
+        // What is the operator's is his without us, too.
+        manifest.entries.retain(|path, owned| !gone(path, owned) && !owned.left_alone);
         manifest.leavings.clear();
         recover::clear(root, &manifest)?;
         removed.aside = root.files_below(KEPT)?.iter().map(|path| root.show(path)).collect();
@@ -171,21 +172,27 @@ fn stays(root: &Root, manifest: &Manifest, purge: bool) -> Result<bool> {
         return Ok(true);
     }
     for (path, owned) in &manifest.entries {
-        if owned.kind == Kind::Data && !owned.found && root.entry(path)? != Entry::Absent {
+        if owned.kind == Kind::Data && !owned.found && !owned.left_alone && root.entry(path)? != Entry::Absent
+        {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// A unit of ours that others have enabled, as a package does, is disabled all the same: it would bring us back.
-fn disown_enablement(manifest: &mut Manifest) {
-    for (path, owned) in &mut manifest.entries {
+/// What there is and the profile of a machine that Larder leaves does not ask for: all.
+fn differences<'p>(plan: &'p Plan, root: &Root, manifest: &Manifest, purge: bool) -> Result<Diff<'p>> {
+    let mut diff = diff(plan, root, manifest, purge)?;
+    // A unit of ours that others have enabled, as a package does, is disabled all the same: it would bring us back.
+    for (path, _) in manifest.entries.iter().filter(|(_, owned)| owned.found && owned.kind == Kind::Link) {
         let unit = path.strip_prefix(UNIT_FOLDER).and_then(|path| path.split_once(".wants/"));
-        if owned.kind == Kind::Link && unit.is_some_and(|(_, unit)| is_ours(unit)) {
-            owned.found = false;
+        let before = root.entry(path)?;
+        if unit.is_some_and(|(_, unit)| is_ours(unit)) && matches!(before, Entry::Link { .. }) {
+            let action = Action::Remove { kept: None, kind: Kind::Link };
+            diff.changes.push(Change { path: path.clone(), before, action, stranger: None, drift: None });
         }
     }
+    Ok(diff)
 }
 
 /// Whether a unit is one of `units/`, or an instance of one.

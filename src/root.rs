@@ -636,7 +636,17 @@ impl Root {
         let mut file = File::from(fd);
         loop {
             match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
-                Ok(held) => return Ok(Lock { held }),
+                Ok(held) => {
+                    // Whoever had it may have removed the folder: a lock of what has no name keeps nobody out.
+                    let now =
+                        self.resolve(folder, OFlag::O_DIRECTORY | OFlag::O_RDONLY).with_context(context)?;
+                    let (mine, there) =
+                        (fstat(&*held).with_context(context)?, fstat(&now).with_context(context)?);
+                    if (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino) {
+                        return Ok(Lock { held });
+                    }
+                    file = File::from(now);
+                }
                 Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) => {
                     file = back;
                     if !patience() {

@@ -122,14 +122,14 @@ fn a_profile_that_is_refused_or_gone_undoes_what_it_cannot_finish() {
 }
 
 #[test]
-fn a_run_that_takes_over_a_dead_one_and_fails_goes_back_to_before_that() {
+fn what_the_machine_itself_refuses_undoes_a_dead_run_too() {
     let machine = machine();
     let before = whole(&machine);
     assert!(killed(&machine, SEED, "renameat", 20).is_some());
-    // A folder that cannot be written to: its file system is full.
-    let profile = SEED.replace("cache: {}", "cache: { storage: /dev/full/larder }");
+    // Not a folder, as it would have to be.
     machine.write("dev/full", "");
-    let refused = machine.larder(&["apply"], &profile);
+    let refused =
+        machine.larder(&["apply"], &SEED.replace("cache: {}", "cache: { storage: /dev/full/larder }"));
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused));
     fs::remove_dir_all(machine.path("dev")).unwrap();
     assert_eq!(differences(&before, &whole(&machine)), [""; 0]);
@@ -145,6 +145,7 @@ fn what_somebody_writes_after_a_run_died_is_kept_aside() {
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     assert_eq!(machine.read(HOSTS), "# theirs\n");
     let kept = format!("{STATE}/kept/{HOSTS}.edited-by-hand");
+    let kept = machine.stamps().into_keys().find(|path| path.starts_with(&kept)).unwrap();
     assert_eq!(machine.read(&kept), "# by hand\n");
     assert!(text(&output).contains(&kept), "{}", text(&output));
 }
@@ -170,4 +171,22 @@ fn what_cannot_be_undone_is_said_and_the_next_run_tries_again() {
     let output = recover(&machine);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     assert_eq!(differences(&before, &whole(&machine)), [""; 0]);
+}
+
+#[test]
+fn a_store_that_has_something_in_it_stays_until_it_is_told_to_go() {
+    let machine = machine();
+    let before = whole(&machine);
+    assert!(killed(&machine, SEED, "renameat", 28).is_some());
+    machine.write("var/lib/larder/ghcr.io/docker/blob", "cached");
+    let output = recover(&machine);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let store = machine.path("var/lib/larder/ghcr.io");
+    let said = format!("stays, with what it has cached: {}\n", store.display());
+    assert!(text(&output).contains(&said), "{}", text(&output));
+    assert!(!machine.has("var/lib/larder/docker.io"), "nothing was in that one");
+    let output = machine.command(&["remove", "--purge"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert_eq!(differences(&before, &whole(&machine)), [""; 0]);
+    assert!(!machine.has("var"));
 }

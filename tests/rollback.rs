@@ -335,6 +335,41 @@ fn what_cannot_be_put_back_is_named() {
 }
 
 #[test]
+fn a_run_that_goes_on_where_one_died_and_fails_goes_back_to_before_that_one() {
+    let machine = machine();
+    let before = machine.tree();
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        run_into(&machine, Fault::Wake, &|| panic!("killed"));
+    }));
+    std::panic::set_hook(hook);
+    assert!(died.is_err() && machine.read("etc/foreign") == "ours now", "everything is in place");
+
+    // Another profile by now, which changes one of the files again.
+    let root = Root::open(machine.root()).unwrap();
+    let host = Broken::at(Fault::Wake);
+    let mut other = plan();
+    let changed = Resource::File { bytes: "newer".into(), mode: 0o644, content: Content::Edited };
+    other.resources.insert("etc/containerd/config.toml".to_owned(), changed);
+    let manifest = Manifest::read(&root).unwrap();
+    let diff = diff(&other, &root, &manifest, false).unwrap();
+    let failed =
+        apply(&other, &diff, &root, &host, manifest, None).unwrap_err().downcast::<Failed>().unwrap();
+    assert_eq!(failed.not_undone, [""; 0]);
+    let mut after = machine.tree();
+    after.retain(|path, _| !matches!(path.as_str(), "var" | "var/lib" | "var/lib/larder"));
+    assert_eq!(differences(&before, &after), [""; 0]);
+    // What the dead one had started is stopped, and containerd reads its old configuration again.
+    let calls = host.calls.borrow();
+    let (stop, wake) = (&calls[calls.len() - 2], &calls[calls.len() - 1]);
+    assert_eq!(stop, r#"stop {"larder-registry@new.io.service"}"#);
+    assert!(wake.starts_with("start {}, containerd pulls AsBefore"), "{wake}");
+    let manifest = Manifest::read(&root).unwrap();
+    assert!(manifest.journal.is_none() && manifest.unfinished.is_none());
+}
+
+#[test]
 fn a_failed_run_deletes_no_data() {
     let machine = machine();
     let root = Root::open(machine.root()).unwrap();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::json;
 
-use super::run::lock;
+use super::run::make_and_lock;
 use super::{Input, Output, code, machine, print, print_json, refused};
 use crate::apply::{Applied, apply};
 use crate::containerd::Version;
@@ -14,7 +14,7 @@ use crate::containerd::config::{Effective, MAIN, Planned, Setting};
 use crate::containerd::resolve;
 use crate::diff::{Diff, additions};
 use crate::facts::{self, Containerd};
-use crate::journal::{Manifest, make_state_folder};
+use crate::journal::Manifest;
 use crate::plan::migration::{ANY_OTHER, Comparison, Held, Migration, Present, migration};
 use crate::plan::{Plan, Refused, Resource, STATE};
 use crate::root::Root;
@@ -190,14 +190,11 @@ pub(super) fn migrate_command(given: &MigrateInput) -> Result<u8> {
         return Err(refused("migrate --write writes root's files: run it as root").into());
     }
     // Refuses before it touches anything, the folder of the lock among it.
-    if !root.exists(STATE) {
-        if prepare(&root)?.is_none() {
-            tell(given.output, &Migration::default(), &Diff::default(), None, false)?;
-            return Ok(code::CONVERGED);
-        }
-        make_state_folder(&root)?;
+    if !root.exists(STATE) && prepare(&root)?.is_none() {
+        tell(given.output, &Migration::default(), &Diff::default(), None, false)?;
+        return Ok(code::CONVERGED);
     }
-    let _lock = lock(&root)?;
+    let _lock = make_and_lock(&root)?;
     let manifest = Manifest::read(&root)?;
     let unfinished = manifest.unfinished.as_ref().is_some_and(|left| left.containerd);
     let found = match prepare(&root)? {

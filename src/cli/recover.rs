@@ -8,6 +8,7 @@ use serde_json::json;
 use super::run::lock;
 use super::{Input, Output, code, machine, print, print_json, refused, tell_warning};
 use crate::host::Host;
+use crate::host::signals::{self, Phase};
 use crate::journal::{Manifest, UNDO};
 use crate::plan::STATE;
 use crate::recover::{Undone, clear, undo};
@@ -32,13 +33,16 @@ pub(super) fn recover_command(input: &Input) -> Result<u8> {
     if !nix::unistd::geteuid().is_root() {
         return Err(refused("recover writes root's files: run it as root").into());
     }
+    // What it begins it ends.
+    signals::hold();
+    signals::enter(Phase::Changes);
     let undone = dead_run(&root, host.as_ref())?;
     if input.output == Output::Json {
         let value = match &undone {
             None => json!({ "version": 1, "recovered": false }),
-            Some(Undone { put_back, left, links, kept }) => json!({
+            Some(Undone { put_back, left, links, stores, kept }) => json!({
                 "version": 1, "recovered": left.is_empty(), "put_back": put_back, "left": left, "links": links,
-                "kept": kept,
+                "kept": kept, "stays": stores,
             }),
         };
         print_json(&value)?;
@@ -102,6 +106,10 @@ fn told(undone: &Undone) -> String {
         many => text.push_str(&format!(" ({many} paths put back)")),
     }
     undone.links.iter().for_each(|links| text.push_str(&format!("; {links}")));
+    undone
+        .stores
+        .iter()
+        .for_each(|store| text.push_str(&format!("\n  stays, with what it has cached: {store}")));
     undone.kept.iter().for_each(|kept| text.push_str(&format!("\n  written since: {kept}")));
     text
 }

@@ -27,7 +27,11 @@ pub(super) fn remove_command(input: &Input, purge: bool, dry_run: bool) -> Resul
         return nothing(input.output);
     }
     signals::hold();
-    let _lock = lock(&root)?;
+    let _lock = match lock(&root) {
+        // Another one was faster.
+        Err(_) if !root.exists(MANIFEST) => return nothing(input.output),
+        locked => locked?,
+    };
     let Some(removal) = Removal::find(&root, host, purge)? else { return nothing(input.output) };
     if let Some(session) = host.session()
         && removal.interfaces().any(|interface| host.carries(&interface, session.ours))

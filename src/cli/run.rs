@@ -23,7 +23,7 @@ use crate::host::image::Image;
 use crate::host::live::Live;
 use crate::host::signals::{self, Phase};
 use crate::host::{Done, Host, NetworkWanted, lock_holder};
-use crate::journal::{Manifest, make_state_folder};
+use crate::journal::{Manifest, make_state_folder, own_folders};
 use crate::node::{Node, Schedule};
 use crate::plan::network::link_of;
 use crate::plan::timers::timer_drop_in;
@@ -106,8 +106,7 @@ pub(super) fn before_network(input: &Input) -> Result<u8> {
         return Err(refused("apply writes root's files: run it as root").into());
     }
     crate::log::init();
-    make_state_folder(&root)?;
-    let _lock = lock(&root)?;
+    let _lock = make_and_lock(&root)?;
     let manifest = Manifest::read(&root)?;
     let mut facts = Facts::default();
     facts.network = facts::read_network(&root, &host, &node, link(&manifest).as_ref())?;
@@ -272,6 +271,21 @@ fn address(node: &Node, facts: &Facts) -> Option<NetworkWanted> {
     })
 }
 
+/// The same on a machine that may be new.
+pub(super) fn make_and_lock(root: &Root) -> Result<Lock> {
+    let mut made = make_state_folder(root)?;
+    let lock = match lock(root) {
+        // `larder remove` had it, and took its folder away.
+        Err(_) if !root.exists(STATE) => {
+            made.extend(make_state_folder(root)?);
+            lock(root)?
+        }
+        locked => locked?,
+    };
+    own_folders(root, made)?;
+    Ok(lock)
+}
+
 /// Another run is at work, and does not come to its end. Whatever it has begun is its own to undo.
 #[derive(Debug)]
 pub(super) struct Busy(String);
@@ -430,9 +444,8 @@ fn converge(input: &Input, purge: bool, choices: &Choices) -> Result<u8> {
         ask_disk(&root, &diff)?;
         ask_machine(&root, host, &node, &prepared, &diff)?;
         ask_link(host, &node, &prepared, &diff)?;
-        make_state_folder(&root)?;
     }
-    let lock = lock(&root)?;
+    let lock = make_and_lock(&root)?;
     let prepared = prepare(&root, host, &node, choices)?;
     let diff = diff(&prepared.plan, &root, &prepared.manifest, purge)?;
     ask_disk(&root, &diff)?;

@@ -248,6 +248,16 @@ def gone(t, node):
     t.check("https goes: pulls", node.pull(*map(reference, UPSTREAMS)), pulled)
 
 
+def removed(t, node):
+    node.write("/etc/larder/profile.yaml", PROFILE.format(cache="access: [10.0.20.0/24]"))
+    t.check("access again: apply", node.larder("apply"), exits(0))
+    t.check("access again: the table", node.out("nft list tables"), has("larder_access"))
+    t.check("remove: exit code", node.larder("remove", "--purge"), exits(0))
+    t.check("remove: the table of cache.access", node.out("nft list tables"), lacks("larder"))
+    t.check("remove: the file for Prometheus", node.out(f"ls -A {TEXTFILE}"), "")
+    t.check("remove: units", node.out("systemctl list-units --all --plain --no-legend 'larder*'"), "")
+
+
 def run(t):
     lab = t.lab(flavour="nftables")
     push(lab, "1", upstreams=UPSTREAMS)
@@ -274,3 +284,4 @@ def run(t):
     else:
         t.skip("renewal with Distribution 3", f"no {REGISTRY_3}")
     gone(t, node)
+    removed(t, node)
