@@ -289,8 +289,9 @@ fn killed_at_any_instant_the_next_round_repairs() {
         watch(&machine);
         assert_eq!([machine.read(DOCKER), machine.read(QUAY)], full, "killed after {} us", 400 * attempt);
         converged(&machine, &profile);
-        let temporary: Vec<_> =
-            machine.stamps().into_keys().filter(|path| path.contains(".larder-new.")).collect();
+        // In the folder of the watch, where others write too, one goes once it is old.
+        let stays = |path: &String| path.contains(".larder-new.") && !path.starts_with("run/larder/watch/");
+        let temporary: Vec<_> = machine.stamps().into_keys().filter(stays).collect();
         assert_eq!(temporary, [""; 0], "killed after {} us", 400 * attempt);
         // Out again, by way of a state in which they are: 2 s of asking are saved.
         drop(caches);
