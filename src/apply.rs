@@ -15,7 +15,7 @@ use crate::facts::{CONTAINERD_CONFIG, USER, is_containerd_config};
 use crate::guard::{self, Record};
 use crate::host::{Aim, Done, Host, NetworkWanted, Pulls, Runtime, Wanted};
 use crate::journal::{
-    BEFORE_MIGRATION, Journal, Kind, Manifest, Owned, UNDO, digest, keep_aside, make_state_folder,
+    BEFORE_MIGRATION, Journal, Kind, Manifest, Owned, digest, keep_aside, make_state_folder,
 };
 use crate::plan::network::belongs_to_network;
 use crate::plan::{Content, Plan, Resource, STATE};
@@ -102,10 +102,7 @@ pub fn apply(
         None => {}
     }
     if diff.is_empty() && (old.unfinished.is_none() || plan.part) && !stale {
-        // Of a run that came to its end but for that.
-        if old.journal.is_none() && root.exists(UNDO) {
-            recover::clear(root, &old)?;
-        }
+        recover::clear_rest(root, &old)?;
         return Ok(applied);
     }
     for folder in make_state_folder(root)? {

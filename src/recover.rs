@@ -180,6 +180,14 @@ pub fn clear(root: &Root, manifest: &Manifest) -> Result<()> {
     if root.exists(UNDO) { root.remove_tree(UNDO) } else { Ok(()) }
 }
 
+/// The same after one that came to its end and died while it did that.
+///
+/// # Errors
+/// On I/O errors.
+pub fn clear_rest(root: &Root, manifest: &Manifest) -> Result<()> {
+    if manifest.journal.is_none() && root.exists(UNDO) { clear(root, manifest) } else { Ok(()) }
+}
+
 /// What has to be woken for the old files.
 fn wakes(journal: &Journal, here: Option<Wakes>, differing: &[(&String, &Before)]) -> Wakes {
     let mut wakes = journal.begun.clone();

@@ -203,6 +203,7 @@ pub(super) fn migrate_command(given: &MigrateInput) -> Result<u8> {
     };
     let diff = additions(&found.plan, &root, &manifest)?;
     if diff.is_empty() && !unfinished {
+        crate::recover::clear_rest(&root, &manifest)?;
         tell(given.output, &found, &diff, None, false)?;
         return Ok(code::CONVERGED);
     }

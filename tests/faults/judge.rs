@@ -15,7 +15,7 @@ use crate::tree::{Node, TEMPORARY, Tree, What, differences, shown};
 
 /// What a full, a broken, a read-only and a guarded file system say.
 pub const ERRORS: [Errno; 4] = [Errno::ENOSPC, Errno::EIO, Errno::EROFS, Errno::EACCES];
-const STATE: &str = "var/lib/larder/state";
+pub const STATE: &str = "var/lib/larder/state";
 const MANIFEST: &str = "var/lib/larder/state/manifest.json";
 const BY_HAND: &str = ".edited-by-hand";
 /// The accounts are systemd-sysusers' business: a new user stays when the rest is put back.
