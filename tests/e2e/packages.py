@@ -83,7 +83,7 @@ def build(larder):
         if os.path.isdir(folder):
             return folder
         for old in os.listdir(PLACE):
-            if old != "lock":
+            if old != "lock" and not old.startswith(os.path.basename(folder)):
                 shutil.rmtree(os.path.join(PLACE, old))
         part = folder + ".part"
         for which, files in overlays().items():

@@ -185,7 +185,7 @@ LEFT_BY_REMOVAL = (*(one.split(" ")[1] for one in LEFT_BY_PURGE), "/etc/larder",
 def gone(t, node, when):
     t.check(f"units {when}", node.out("systemctl list-units --all --plain --no-legend 'larder*'"), "")
     t.check(f"failed units {when}", node.out("systemctl --failed --no-legend --plain"), "")
-    t.check(f"processes {when}", node.out("pgrep -af 'larder|registry serve'"), "")
+    t.check(f"processes {when}", node.out("pgrep -x larder; pgrep -af '[s]erve /etc/larder'"), "")
     t.check(f"links that lead nowhere {when}", node.out("find /etc/systemd /usr/lib/systemd -xtype l -name '*larder*'"), "")
     t.check(f"pull {when}", node.pull(reference(UPSTREAMS[0])), pulled)
     t.check(f"address {when}", node.out("ip -4 -o addr show dev eth0"), has("dynamic"))
