@@ -10,7 +10,7 @@ from machine import changed
 from report import exits, has, lacks
 from scenarios.common import WATCHED, has_its_address, pulled, push, reference
 
-SUITES = ("bookworm", "trixie", "forky")
+SECONDS = 900  # seven machines, four boots
 SEED = "/var/lib/cloud/seed/nocloud"
 # What Proxmox VE writes for `qm set --ipconfig0 ip=…,gw=… --nameserver …`, and its user-data.
 PROXMOX_NETWORK = """version: 1
@@ -92,8 +92,8 @@ def run(t):
     nodes["plain"] = proxmox(lab, "forky", repository, own=False)
     together(lambda node: node.boot(), [nodes["client"], nodes["plain"]])
 
+    are_right(t, nodes, "first boot")
     for name, node in nodes.items():
-        is_right(t, name, node)
         modes = node.out("stat -c '%a %U' /etc/larder/profile.yaml")
         t.check(f"{name}: mode and owner of the profile", modes, "600 root")
     has_its_address(t, nodes["cache"], "of the cache")
@@ -113,21 +113,20 @@ def run(t):
     # Corrected, and a new instance: what is in it is done again.
     down = broken["forky"]
     down.put(f"{SEED}/user-data", shipped("both.yaml"))
-    together(again, [nodes["both"], nodes["proxmox"], down])
-    second_boot(t, {"cache": nodes["cache"]})
+    second_boot(t, {"cache": nodes["cache"]}, lambda: together(again, [nodes["both"], nodes["proxmox"], down]))
     again(nodes["cache"])
     together(again, clients)
+    are_right(t, {**nodes, "down": down}, "new instance")
     for name, node in {**nodes, "down": down}.items():
         t.check(f"{name}: cloud-init's instance", node.out("cat /var/lib/cloud/data/instance-id"), "i-again")
-        is_right(t, f"{name}, new instance", node)
 
 
-def second_boot(t, nodes):
-    before = dict(zip(nodes, together(lambda node: node.snapshot(*WATCHED), nodes.values())))
-    together(lambda node: node.reboot(), nodes.values())
-    for name, node in nodes.items():
-        is_right(t, f"{name}, second boot", node)
-        wrote = [line for line in changed(before[name], node.snapshot(*WATCHED)) if re.search("larder|certs.d|containerd", line)]
+def second_boot(t, nodes, meanwhile=lambda: None):
+    before = together(lambda node: node.snapshot(*WATCHED), nodes.values())
+    together(lambda work: work(), [*(node.reboot for node in nodes.values()), meanwhile])
+    are_right(t, nodes, "second boot")
+    for (name, node), files in zip(nodes.items(), before):
+        wrote = [line for line in changed(files, node.snapshot(*WATCHED)) if re.search("larder|certs.d|containerd", line)]
         t.check(f"{name}: files of ours that the second boot wrote", wrote, [])
 
 
@@ -177,14 +176,24 @@ def status(node):
     return json.loads(said[said.index("{") :])
 
 
-def is_right(t, name, node):
-    said = status(node)
-    t.check(f"{name}: cloud-init's status and errors", (said["status"], said["errors"]), ("done", []))
-    t.check(f"{name}: failed units", node.out("systemctl --failed --no-legend --plain"), "")
-    t.check(f"{name}: verify", node.larder("verify"), exits(0))
-    t.check(f"{name}: status", node.larder("status"), exits(0))
-    t.check(f"{name}: plan", node.larder("plan"), exits(0))
-    t.check(f"{name}: ordering cycles", node.out("journalctl -b --no-pager | grep -i 'ordering cycle'"), "")
+def are_right(t, nodes, when):
+    def look(node):
+        said = status(node)
+        return (
+            (said["status"], said["errors"]),
+            node.out("systemctl --failed --no-legend --plain"),
+            *(node.larder(command) for command in ("verify", "status", "plan")),
+            node.out("journalctl -b --no-pager | grep -i 'ordering cycle'"),
+        )
+
+    for name, (said, failed, verify, now, plan, cycles) in zip(nodes, together(look, nodes.values())):
+        name = f"{name}, {when}"
+        t.check(f"{name}: cloud-init's status and errors", said, ("done", []))
+        t.check(f"{name}: failed units", failed, "")
+        t.check(f"{name}: verify", verify, exits(0))
+        t.check(f"{name}: status", now, exits(0))
+        t.check(f"{name}: plan", plan, exits(0))
+        t.check(f"{name}: ordering cycles", cycles, "")
 
 
 def failures_are_seen(t, broken):
@@ -209,28 +218,37 @@ def failures_are_seen(t, broken):
 
 def examples_are_valid(t, nodes):
     """To each cloud-init, and their profiles to larder."""
-    for suite, node in nodes.items():
-        version = node.out("cloud-init --version 2>&1").split()[-1]
-        names = []
+
+    def look(node):
+        """For each file: what it became, what its schema is said to be, what larder says of its profile."""
+        said = {}
+        node.write("/tmp/vendor-data", shipped("proxmox-vendor-data.yaml"))
         for name in ("cache.yaml", "client.yaml", "both.yaml"):
             node.write(f"/tmp/{name}", shipped(name))
-            names.append(name)
-        node.write("/tmp/vendor-data", shipped("proxmox-vendor-data.yaml"))
-        for kind, (own, wanted, unwanted) in KINDS.items():
+            said[name] = node.sh("true")
+        for kind, (own, *_) in KINDS.items():
             data = {"v1": {"local_hostname": kind}, "ds": {"meta_data": {"larder": own} if own else {}}}
             node.write("/tmp/instance.json", json.dumps(data))
             name = f"proxmox-{kind}.yaml"
-            rendered = node.sh(f"cloud-init devel render /tmp/vendor-data --instance-data /tmp/instance.json > /tmp/{name}")
-            t.check(f"cloud-init {version} renders {name}", rendered, exits(0))
-            text = node.out(f"cat /tmp/{name}")
-            t.check(f"{name} of cloud-init {version}", text, has(*wanted))
-            t.check(f"{name} of cloud-init {version}, what is not in it", text, lacks("CI_MISSING", *unwanted))
-            names.append(name)
-        for name in names:
-            said = node.sh(f"cloud-init schema --config-file /tmp/{name}")
-            t.check(f"cloud-init {version} schema of {name}", said, exits(0))
-            t.check(f"cloud-init {version} schema of {name}: what it says", said.out.lower(), has("valid"))
-            t.check(f"cloud-init {version} schema of {name}: deprecated", said.out.lower(), lacks("deprecated"))
-            if node.name != "untrusted":
-                profile = node.sh(f"python3 -c \"{PROFILE}\" /tmp/{name} > /tmp/profile.yaml && larder check --profile /tmp/profile.yaml")
-                t.check(f"larder check of {name}'s profile on {suite}", profile, exits(0))
+            said[name] = node.sh(f"cloud-init devel render /tmp/vendor-data --instance-data /tmp/instance.json | tee /tmp/{name}")
+        check = "true" if node.name == "untrusted" else "larder check --profile /tmp/profile.yaml"
+        return {
+            name: (
+                rendered,
+                node.sh(f"cloud-init schema --config-file /tmp/{name}"),
+                node.sh(f'python3 -c "{PROFILE}" /tmp/{name} > /tmp/profile.yaml && {check}'),
+            )
+            for name, rendered in said.items()
+        }
+
+    for (suite, node), said in zip(nodes.items(), together(look, nodes.values())):
+        version = node.out("cloud-init --version 2>&1").split()[-1]
+        for name, (rendered, schema, profile) in said.items():
+            what = f"{name} with cloud-init {version}"
+            _, wanted, unwanted = KINDS.get(name[len("proxmox-") : -len(".yaml")], ({}, (), ()))
+            t.check(f"{what}: rendered", rendered.out, has(*wanted))
+            t.check(f"{what}: rendered without", rendered.out, lacks("CI_MISSING", *unwanted))
+            t.check(f"{what}: schema", schema, exits(0))
+            t.check(f"{what}: what the schema says", schema.out.lower(), has("valid"))
+            t.check(f"{what}: what is deprecated", schema.out.lower(), lacks("deprecated"))
+            t.check(f"{what}: its profile, 0600, and `larder check`", profile, exits(0))

@@ -1,6 +1,7 @@
 """Packer builds an image with larder baked in; its first boot does what the image could not, its second nothing.
 
-qemu emulates the processor: a boot takes half a minute on a quiet machine.
+qemu emulates the processor: a boot is a minute of computing. `make soak` boots it a second time, and a third time with
+a profile that is refused; `make test` builds it and boots it once, and leaves the rest to `first-boot`, in containers.
 """
 
 import json
@@ -19,7 +20,7 @@ from vm import VM, emulated, key
 
 SECONDS = 900
 PACKER = os.path.join(TREE, "packaging/packer")
-WHOLE = bool(os.environ.get("LARDER_SOAK"))  # `make soak`: also a boot that fails
+WHOLE = bool(os.environ.get("LARDER_SOAK"))
 SUMS = "find /etc/containerd /etc/larder /etc/systemd/system /usr/lib/larder -type f -exec sha256sum {} + | sort -k 2"
 # What a machine of the fleet has for its operator; and a look at the image before larder.service.
 OPERATOR = f"""
@@ -101,7 +102,8 @@ def boots(t, node):
     node.seed(user_data, "node-1")
     node.boot(5000, 5010)
     t.check("first boot: cloud-init", node.settled(), exits(0))
-    t.check("first boot: the console", node.tail("console", 10**6)[-20000:], has("larder-network.service", "nothing to change"))
+    # The end of it: systemd's lines, and what runcmd printed.
+    t.check("first boot: the console", node.tail("console", 8000), has("nothing to change"))
     first = state(t, node, "first boot")
     t.check("first boot: what it says of itself", node.out("journalctl -b -u larder --output cat"), has("created"))
     settle(node)
@@ -114,6 +116,9 @@ def boots(t, node):
     t.check("first boot: the registries' files", own, lambda got: "/etc/larder/registry/docker.io.yml" in got)
     t.check("the build's key", node.sh("grep -rl BEGIN.OPENSSH /root/.ssh"), exits(1))
     t.check("the package's file", node.out("ls /var/tmp"), lacks("larder.deb"))
+    if not WHOLE:
+        t.skip("the second boot, and one that fails", "`make soak` has the time")
+        return
     node.off()
 
     node.boot(5000, 5010)
@@ -124,8 +129,7 @@ def boots(t, node):
     settle(node)
     t.check("second boot: files", sums(node.out(SUMS)), files)
     node.off()
-    if WHOLE:
-        fails(t, node, user_data)
+    fails(t, node, user_data)
 
 
 BAKED = [
