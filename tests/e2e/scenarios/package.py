@@ -86,8 +86,10 @@ def run(t, suite):
     is_sound(t, node, "after the installation")
     t.check("user", node.out("getent passwd larder"), has("/var/lib/larder", "nologin"))
     t.check("folders", node.out("stat -c '%a %U %n' /etc/larder /etc/larder/*"), has("700 root /etc/larder/secrets", "755 root /etc/larder/profile.d"))
-    units = "cd /usr/lib/systemd/system && systemd-analyze verify --man=no $(ls -p | grep '^larder.*[a-z]$' | grep -v socket | sed s/@[.]/@docker.io./)"
-    t.check("systemd-analyze verify", node.out(units), "")
+    # Not those that are whole only with a drop-in of a profile's, and there is no nftables.
+    units = "ls -p | grep '^larder.*[a-z]$' | grep -vE 'socket|larder-tls.path' | sed s/@[.]/@docker.io./"
+    verified = node.out(f"cd /usr/lib/systemd/system && systemd-analyze verify --man=no $({units}) 2>&1 | grep -v 'Command nft '")
+    t.check("systemd-analyze verify", verified, "")
     t.check("start without a profile", node.sh("systemctl start larder.service"), exits(0))
     is_idle(t, node, "after a start without a profile")
 
@@ -157,7 +159,9 @@ def run(t, suite):
     gone(t, node, "after the purge")
     left = changed(before, snapshot(node))
     t.check("what is left", [one for one in left if one not in LEFT_BY_PURGE], [])
-    t.check("paths that say larder", node.out(f"find / -xdev -name '*larder*' -not -path '/proc/*' -not -path '/root/*'"), "")
+    # Not what the tests' machines put beside units.
+    named = "find / -xdev -name '*larder*' -not -path '/proc/*' -not -path '/root/*' -not -name '*.service.d'"
+    t.check("paths that say larder", node.out(named), "")
 
     # ---- in an image that is not booted, and with what an operator has said before
     node.stop()
