@@ -106,7 +106,7 @@ pub fn apply(
         return Ok(applied);
     }
     for folder in make_state_folder(root)? {
-        old.entries.insert(folder, Owned::new(Kind::Directory, Vec::new()));
+        old.entries.insert(folder.path.clone(), folder.owned());
     }
     let armed = Record::read(root)?;
     if own.links.is_empty()

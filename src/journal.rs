@@ -318,30 +318,52 @@ pub fn is_above_state(path: &str) -> bool {
 ///
 /// # Errors
 /// On I/O errors.
-pub fn make_state_folder(root: &Root) -> Result<Vec<String>> {
+pub fn make_state_folder(root: &Root) -> Result<Vec<MadeFolder>> {
     let above = folder_of(STATE);
     let ends = above.match_indices('/').map(|(at, _)| at).chain([above.len()]);
-    let new: Vec<String> = ends
-        .filter_map(|end| above.get(..end))
-        .filter(|folder| !root.exists(folder))
-        .map(str::to_owned)
-        .collect();
+    let mut before = Vec::new();
+    for folder in ends.filter_map(|end| above.get(..end)) {
+        before.push((folder, root.entry(folder)?));
+    }
     root.make_directories(above, Access::root(0o755))?;
     root.make_directories(STATE, Access::root(0o700))?;
-    Ok(new)
+    let mut made = Vec::new();
+    for (folder, before) in before {
+        let was = match before {
+            Entry::Absent => None,
+            Entry::Directory { access } if root.entry(folder)? != before => Some(access.into()),
+            _ => continue,
+        };
+        made.push(MadeFolder { path: folder.to_owned(), was });
+    }
+    Ok(made)
+}
+
+/// A folder above the manifest that was not there, or was not open.
+#[derive(Debug)]
+pub struct MadeFolder {
+    pub path: String,
+    was: Option<Ids>,
+}
+
+impl MadeFolder {
+    #[must_use]
+    pub fn owned(&self) -> Owned {
+        Owned { was: self.was, found: self.was.is_some(), ..Owned::new(Kind::Directory, Vec::new()) }
+    }
 }
 
 /// Notes that folders are ours. Under the lock: another run may be at work.
 ///
 /// # Errors
 /// On I/O errors.
-pub fn own_folders(root: &Root, made: Vec<String>) -> Result<()> {
+pub fn own_folders(root: &Root, made: &[MadeFolder]) -> Result<()> {
     if made.is_empty() {
         return Ok(());
     }
     let mut manifest = Manifest::read(root)?;
     for folder in made {
-        manifest.entries.entry(folder).or_insert_with(|| Owned::new(Kind::Directory, Vec::new()));
+        manifest.entries.entry(folder.path.clone()).or_insert_with(|| folder.owned());
     }
     manifest.write(root)
 }

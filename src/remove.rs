@@ -153,8 +153,13 @@ impl Removal {
             return manifest.write(root);
         }
         // Folders that we made for all this, and nobody else has put anything into.
-        let folders: Vec<String> =
-            manifest.entries.keys().rev().filter(|path| is_above_state(path)).cloned().collect();
+        let folders: Vec<String> = manifest
+            .entries
+            .iter()
+            .rev()
+            .filter(|(path, owned)| is_above_state(path) && !owned.found)
+            .map(|(path, _)| path.clone())
+            .collect();
         root.sweep(STATE)?;
         root.remove(MANIFEST)?;
         root.remove_empty_directory(STATE)?;

@@ -282,7 +282,7 @@ pub(super) fn make_and_lock(root: &Root) -> Result<Lock> {
         }
         locked => locked?,
     };
-    own_folders(root, made)?;
+    own_folders(root, &made)?;
     Ok(lock)
 }
 
