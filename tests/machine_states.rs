@@ -4,6 +4,7 @@
 //! 200 states, of another seed each time; the seed is printed. `LARDER_SEED=N` does the same states again,
 //! `LARDER_STATES=N` as many.
 
+#![allow(clippy::indexing_slicing, reason = "a test may")]
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
 mod support;
