@@ -230,7 +230,11 @@ fn purge(root: &Root, diff: &Diff, manifest: &mut Manifest) -> Result<()> {
     let mut purged = false;
     for change in &diff.changes {
         match &change.action {
-            Action::Remove { kind: Kind::Data, .. } => root.remove_tree(&change.path)?,
+            Action::Remove { kind: Kind::Data, .. } => {
+                root.remove_tree(&change.path)?;
+                // Else a power cut may bring it back when the manifest knows it no longer.
+                root.sync_folder(&change.path)?;
+            }
             // It had data in it until now.
             Action::Remove { kind: Kind::Directory, .. } if manifest.entries.contains_key(&change.path) => {
                 root.remove_empty_directory(&change.path)?;

@@ -154,6 +154,12 @@ impl Record {
         self.files.contains_key(path)
     }
 
+    /// Whether it puts back anything in this folder.
+    #[must_use]
+    pub fn has_below(&self, folder: &str) -> bool {
+        self.files.keys().any(|path| path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')))
+    }
+
     /// Writes it down and sets the timer.
     ///
     /// # Errors

@@ -86,6 +86,15 @@ pub fn undo(root: &Root, host: &dyn Host, manifest: &Manifest, run: Option<Run>)
         None
     });
     if let Some(record) = &network {
+        // Those that its files are in.
+        let folders = differing
+            .iter()
+            .filter(|(path, before)| matches!(before, Before::Directory(_)) && record.has_below(path));
+        for (path, before) in folders {
+            if let Err(error) = put_back(root, path, before, &manifest) {
+                left.push(by_hand(root, path, before, &error));
+            }
+        }
         undone.links = links_back(record, root, host, &mut left);
         record.amend(&mut manifest);
     }

@@ -1,5 +1,6 @@
 //! What somebody changed by hand: shown with its time, healed, or kept for good.
 
+#![allow(clippy::indexing_slicing, reason = "a test may")]
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
 mod support;

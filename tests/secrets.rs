@@ -1,5 +1,6 @@
 //! Secrets are planted wherever a profile can hold one, and then looked for wherever they must not be.
 
+#![allow(clippy::indexing_slicing, reason = "a test may")]
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::panic, reason = "a test may")]
 
 mod support;

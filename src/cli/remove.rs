@@ -7,7 +7,9 @@ use super::run::lock;
 use super::{Input, Output, code, machine, print, print_json, refused, tell_warning};
 use crate::host::Host;
 use crate::host::signals::{self, Phase};
-use crate::journal::MANIFEST;
+use crate::journal::{MANIFEST, Manifest};
+use crate::plan::STATE;
+use crate::recover;
 use crate::remove::{Removal, Removed};
 use crate::root::Root;
 
@@ -32,7 +34,12 @@ pub(super) fn remove_command(input: &Input, purge: bool, dry_run: bool) -> Resul
         Err(_) if !root.exists(MANIFEST) => return nothing(input.output),
         locked => locked?,
     };
-    let Some(removal) = Removal::find(&root, host, purge)? else { return nothing(input.output) };
+    let Some(removal) = Removal::find(&root, host, purge)? else {
+        // Of one that died when it was through.
+        root.sweep(STATE)?;
+        recover::clear_rest(&root, &Manifest::read(&root)?)?;
+        return nothing(input.output);
+    };
     if let Some(session) = host.session()
         && removal.interfaces().any(|interface| host.carries(&interface, session.ours))
     {

@@ -223,6 +223,11 @@ pub fn all() -> Vec<Subject> {
         apply("apply, modes", other_modes, OTHER),
         apply("apply, many", bare, &many()),
         Subject { settled: Some(&["migrate"]), ..usual("migrate", legacy, &["migrate", "--write"]) },
+        Subject { settled: Some(&["remove"]), ..usual("remove", lived_in, &["remove"]) },
+        Subject {
+            settled: Some(&["remove", "--purge"]),
+            ..usual("remove --purge", lived_in, &["remove", "--purge"])
+        },
         Subject { loose: &["run/larder/watch/"], keeps_on: true, ..usual("watch", watched, &["watch"]) },
         on_store("gc", over_budget, &["gc", "--all"]),
         on_store("tend", over_budget, &["tend"]),

@@ -192,7 +192,7 @@ fn filter() -> Vec<libc::sock_filter> {
     unsafe_code,
     reason = "only between fork and exec can a filter be put on a program that knows of none"
 )]
-#[expect(clippy::zombie_processes, reason = "the tracer waits for it, by its pid")]
+#[expect(clippy::zombie_processes, reason = "whoever traces it waits for it")]
 fn start(command: &mut Command) -> Pid {
     let mut lines = filter();
     let trace = move || {
