@@ -14,7 +14,6 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
 
 use larder::facts;
 use larder::host::image::Image;
@@ -553,21 +552,6 @@ fn machine(manager: &str) -> Machine {
         machine.write(path, "secret");
     }
     machine
-}
-
-/// The files that a run made or changed.
-fn files(dir: &Path, at: &Path, out: &mut BTreeMap<String, String>) {
-    for entry in fs::read_dir(dir.join(at)).into_iter().flatten() {
-        let path = at.join(entry.unwrap().file_name());
-        let meta = fs::symlink_metadata(dir.join(&path)).unwrap();
-        if meta.is_dir() {
-            files(dir, &path, out);
-        } else if meta.is_file()
-            && let Ok(text) = fs::read_to_string(dir.join(&path))
-        {
-            out.insert(path.to_str().unwrap().to_owned(), text);
-        }
-    }
 }
 
 /// What a reader makes of a file: the way to each value, and the value.
