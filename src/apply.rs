@@ -262,7 +262,7 @@ fn sweep(plan: &Plan, root: &Root, old: &Manifest) -> Result<()> {
 }
 
 /// The old manifest with what this run is about to write beside what is there now.
-fn intent(old: &Manifest, plan: &Plan, diff: &Diff) -> Manifest {
+fn intent(root: &Root, old: &Manifest, plan: &Plan, diff: &Diff) -> Result<Manifest> {
     let mut manifest = old.clone();
     for change in &diff.changes {
         let (kind, wrote) = match &change.action {
@@ -271,7 +271,7 @@ fn intent(old: &Manifest, plan: &Plan, diff: &Diff) -> Manifest {
             // Where others wrote too, what was there before us is not all that is theirs: it is no longer ours to
             // give back, or to start from.
             Action::WriteFile { bytes, content, .. } if content.is_edit() => {
-                (Kind::Edited, (!others_wrote(old, change)).then(|| digest(bytes)))
+                (Kind::Edited, (!others_wrote(root, old, change)?).then(|| digest(bytes)))
             }
             Action::WriteFile { bytes, .. } => (Kind::File, Some(digest(bytes))),
             Action::Link { target } => (Kind::Link, Some((*target).to_owned())),
@@ -292,13 +292,20 @@ fn intent(old: &Manifest, plan: &Plan, diff: &Diff) -> Manifest {
             owned.was.get_or_insert((*access).into());
         }
     }
-    manifest
+    Ok(manifest)
 }
 
 /// Whether a file that we edit has been edited by others since.
-fn others_wrote(old: &Manifest, change: &Change) -> bool {
-    let ours = old.entries.get(&change.path).is_some_and(|owned| !owned.found);
-    ours && change.before != Entry::Absent && !old.wrote(&change.path, &change.before)
+fn others_wrote(root: &Root, old: &Manifest, change: &Change) -> Result<bool> {
+    let Some(owned) = old.entries.get(&change.path).filter(|owned| !owned.found) else { return Ok(false) };
+    if change.before == Entry::Absent || old.wrote(&change.path, &change.before) {
+        return Ok(false);
+    }
+    // A run that died has not come to it, or has given it back already.
+    Ok(match &owned.kept {
+        Some(kept) => !root.is_same(kept, &change.path)?,
+        None => true,
+    })
 }
 
 /// What was there already just as it shall be is recorded too: when it is no longer wanted, it stays.
@@ -422,7 +429,7 @@ impl Intended<'_> {
         network: Option<&Record>,
     ) -> Result<Manifest> {
         let Self { plan, diff, wakes, .. } = self;
-        let mut manifest = if plan.handed_over { old.clone() } else { intent(old, plan, diff) };
+        let mut manifest = if plan.handed_over { old.clone() } else { intent(root, old, plan, diff)? };
         let whole = !plan.handed_over && !plan.part;
         let mut unfinished = old.unfinished.clone().filter(|_| !whole).unwrap_or_default();
         unfinished.add_all(wakes);
@@ -489,8 +496,7 @@ impl Intended<'_> {
                 None if edits && change.before != Entry::Absent => match old.entries.get(&change.path) {
                     // The original of a file that we edit is the one from before our first edit.
                     Some(owned) if !owned.found => {
-                        let given_back = owned.kept.as_deref().map(|kept| root.is_same(kept, &change.path));
-                        if old.wrote(&change.path, &change.before) || given_back.transpose()? == Some(true) {
+                        if !others_wrote(root, old, change)? {
                             continue;
                         }
                         true
