@@ -453,10 +453,8 @@ fn run(state: &State, counts: &Counts) -> Result<(), TestCaseError> {
         ["var/lib/larder/quay.io/docker/blob", "srv/cache/docker.io/docker/blob", "run/larder/status.json"]
     {
         let folder = Path::new(path).parent().unwrap().parent().unwrap().to_str().unwrap();
-        if !before.contains_key(folder) || folder == "run" {
-            if machine.path(folder).is_dir() {
-                machine.write(path, "x");
-            }
+        if (!before.contains_key(folder) || folder == "run") && machine.path(folder).is_dir() {
+            machine.write(path, "x");
         }
     }
     machine.write("var/lib/systemd/timers/stamp-larder-gc@docker.io.timer", "");
