@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 
-use crate::apply::{Applied, apply};
+use crate::apply::{Applied, Failed, apply};
 use crate::containerd::probe;
 use crate::diff::{Action, Change, Diff, diff};
 use crate::host::Host;
@@ -121,9 +121,15 @@ impl Removal {
             }
         }
         // Last of all those that run `larder apply`: stopping them is no way back.
-        host.forget_units(&host.own_units()?)?;
-        self.finish(root, host, &mut removed)?;
-        Ok(removed)
+        let rest = host.own_units().and_then(|units| host.forget_units(&units));
+        match rest.and_then(|_| self.finish(root, host, &mut removed)) {
+            Ok(()) => Ok(removed),
+            Err(cause) => {
+                let rest = "all else is gone, and stays so; the next `larder remove` takes the rest away";
+                let not_undone = vec![rest.to_owned()];
+                Err(Failed { cause, not_undone, made_user: false, links: None }.into())
+            }
+        }
     }
 
     /// What is left of us when all of the profile is gone. Again: what is done is done.
