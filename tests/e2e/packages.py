@@ -23,6 +23,8 @@ OLD, NEW = "0.0.9", "99.0"
 BASE = "debian-tree-1-1.noarch.rpm"
 PROVIDED = ("systemd = 252", "coreutils", "/bin/sh")
 SOURCES = ("packaging", "units", "docs", "templates", "examples", "README.md", "CHANGELOG.md", "LICENSE", "Cargo.lock", "Cargo.toml")
+# What cargo has to be asked for: some seconds, or the time that a lock takes.
+PARTS = ("src", "examples", "templates", "Cargo.lock", "packaging/man", "packaging/sbom")
 UNITS, CONFIG = "usr/lib/systemd/system", "etc/larder/package.conf"
 
 
@@ -59,11 +61,11 @@ def overlays():
     }
 
 
-def fingerprint(larder):
-    """Of all that packages are made of."""
+def fingerprint(sources, *paths):
+    """Of all that something is made of."""
     digest = hashlib.sha256()
-    paths = [larder, __file__]
-    for path in SOURCES:
+    paths = list(paths)
+    for path in sources:
         path = os.path.join(TOP, path)
         paths += [path] if os.path.isfile(path) else [
             os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
@@ -79,11 +81,12 @@ def build(larder):
     os.makedirs(PLACE, exist_ok=True)
     with open(os.path.join(PLACE, "lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = os.path.join(PLACE, fingerprint(larder))
+        folder = os.path.join(PLACE, fingerprint(SOURCES, larder, __file__))
+        parts = os.path.join(PLACE, "parts-" + fingerprint(PARTS))
         if os.path.isdir(folder):
             return folder
         for old in os.listdir(PLACE):
-            if old != "lock" and not old.startswith(os.path.basename(folder)):
+            if old not in ("lock", os.path.basename(parts)):
                 shutil.rmtree(os.path.join(PLACE, old))
         part = folder + ".part"
         for which, files in overlays().items():
@@ -93,10 +96,10 @@ def build(larder):
                     with open(os.path.join(overlay, path), "w", encoding="utf-8") as file:
                         file.write(text)
                 command = [os.path.join(TOP, "packaging/build"), "--larder", larder, "--version", which, "--out", part]
-                command += ["--overlay", overlay, "--parts", part + ".cargo"]
+                command += ["--overlay", overlay, "--parts", parts]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         base(part)
-        os.rename(part + ".cargo", os.path.join(part, "parts"))
+        shutil.copytree(parts, os.path.join(part, "parts"))
         os.rename(part, folder)
         return folder
 

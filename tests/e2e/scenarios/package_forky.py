@@ -2,7 +2,7 @@
 
 from scenarios import package
 
-SECONDS = 600
+SECONDS = 900
 
 
 def run(t):

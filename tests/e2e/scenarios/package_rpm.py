@@ -12,6 +12,7 @@ from scenarios.package import (
 )  # fmt: skip
 
 SUITE = "trixie"
+SECONDS = 900
 
 
 def rpm(node, *arguments):
