@@ -107,8 +107,11 @@ pub fn undo(root: &Root, host: &dyn Host, manifest: &Manifest, run: Option<Run>)
     let there = |before: &Before| !matches!(before, Before::Absent);
     let (old, new): (Vec<_>, Vec<_>) = differing.into_iter().partition(|(_, before)| there(before));
     for (path, before) in old.into_iter().chain(new.into_iter().rev()) {
-        // The guard may still be at it. What it has put back has the right bytes, and gets its time here.
-        if undone.links.is_none() && network.as_ref().is_some_and(|record| record.has(path)) {
+        // The guard may still be at it. What it has put back gets its time here, where it is what is kept: others may
+        // have written into the kept inode while the links went down, as DHCP clients do to resolv.conf.
+        if network.as_ref().is_some_and(|record| record.has(path))
+            && (undone.links.is_none() || !is_as_kept(root, path, before))
+        {
             continue;
         }
         match put_back(root, path, before, &manifest) {
@@ -195,6 +198,16 @@ pub fn clear(root: &Root, manifest: &Manifest) -> Result<()> {
 /// On I/O errors.
 pub fn clear_rest(root: &Root, manifest: &Manifest) -> Result<()> {
     if manifest.journal.is_none() && root.exists(UNDO) { clear(root, manifest) } else { Ok(()) }
+}
+
+/// Whether a file or link has the very content of its kept original.
+fn is_as_kept(root: &Root, path: &str, before: &Before) -> bool {
+    match before {
+        Before::File { kept, .. } | Before::Link { kept, .. } => {
+            matches!((root.entry(kept), root.entry(path)), (Ok(kept), Ok(now)) if kept == now)
+        }
+        Before::Absent | Before::Directory(_) => true,
+    }
 }
 
 /// What has to be woken for the old files.
