@@ -12,7 +12,7 @@ use crate::apply::{Applied, Failed, apply};
 use crate::containerd::probe;
 use crate::diff::{Action, Change, Diff, diff};
 use crate::host::Host;
-use crate::journal::{KEPT, Kind, MANIFEST, Manifest, Owned, is_above_state};
+use crate::journal::{KEPT, Kind, MANIFEST, Manifest, Owned, UNDO, is_above_state};
 use crate::plan::{Plan, STATE, UNIT_FOLDER};
 use crate::recover;
 use crate::root::{Entry, Root, folder_of};
@@ -55,7 +55,7 @@ impl Removal {
     /// # Errors
     /// On I/O errors.
     pub fn find(root: &Root, host: &dyn Host, purge: bool) -> Result<Option<Self>> {
-        if root.entry(MANIFEST)? == Entry::Absent {
+        if !is_here(root) {
             return Ok(None);
         }
         let mut manifest = Manifest::read(root)?;
@@ -120,16 +120,16 @@ impl Removal {
                 _ => removed.removed.push(path),
             }
         }
-        // Last of all those that run `larder apply`: stopping them is no way back.
-        let rest = host.own_units().and_then(|units| host.forget_units(&units));
-        match rest.and_then(|_| self.finish(root, host, &mut removed)) {
-            Ok(()) => Ok(removed),
-            Err(cause) => {
-                let rest = "all else is gone, and stays so; the next `larder remove` takes the rest away";
-                let not_undone = vec![rest.to_owned()];
-                Err(Failed { cause, not_undone, made_user: false, links: None }.into())
-            }
+        // Last of all those that run `larder apply`: stopping them is no way back, and nor is what follows.
+        let forgotten = host.own_units().and_then(|units| host.forget_units(&units));
+        if let Err(cause) = forgotten.and_then(|()| self.finish(root, host, &mut removed)) {
+            let again = if self.purge { "larder remove --purge" } else { "larder remove" };
+            let rest = format!(
+                "all else is given back, and stays so; what is left of larder goes with the next `{again}`"
+            );
+            return Err(Failed { cause, not_undone: vec![rest], made_user: false, links: None }.into());
         }
+        Ok(removed)
     }
 
     /// What is left of us when all of the profile is gone. Again: what is done is done.
@@ -175,6 +175,12 @@ impl Removal {
         let above = folders.last().map_or(folder_of(STATE), |folder| folder_of(folder));
         root.sync_folders(&BTreeSet::from([above]))
     }
+}
+
+/// Whether there is anything of ours but what was set aside: a run may also have died before it wrote a manifest.
+#[must_use]
+pub fn is_here(root: &Root) -> bool {
+    root.exists(MANIFEST) || root.exists(UNDO) || (root.exists(STATE) && !root.exists(KEPT))
 }
 
 /// Whether the manifest is needed any longer: by the stores that stay, and the user that they are.

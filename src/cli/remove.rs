@@ -7,10 +7,10 @@ use super::run::lock;
 use super::{Input, Output, code, machine, print, print_json, refused, tell_warning};
 use crate::host::Host;
 use crate::host::signals::{self, Phase};
-use crate::journal::{MANIFEST, Manifest};
+use crate::journal::Manifest;
 use crate::plan::STATE;
 use crate::recover;
-use crate::remove::{Removal, Removed};
+use crate::remove::{Removal, Removed, is_here};
 use crate::root::Root;
 
 const NOTHING: &str = "nothing of larder's is here\n";
@@ -25,13 +25,13 @@ pub(super) fn remove_command(input: &Input, purge: bool, dry_run: bool) -> Resul
         return Err(refused("remove writes root's files: run it as root").into());
     }
     // Touches nothing, the lock's folder among it.
-    if !root.exists(MANIFEST) {
+    if !is_here(&root) {
         return nothing(input.output);
     }
     signals::hold();
     let _lock = match lock(&root) {
         // Another one was faster.
-        Err(_) if !root.exists(MANIFEST) => return nothing(input.output),
+        Err(_) if !is_here(&root) => return nothing(input.output),
         locked => locked?,
     };
     let Some(removal) = Removal::find(&root, host, purge)? else {
