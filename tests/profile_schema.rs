@@ -106,6 +106,7 @@ const BEYOND: &[&str] = &[
     "port-twice",
     "host-other-name",
     "remote-own-cache",
+    "folders-of-the-system",
     "open-credentials",
     "probe-with-host",
     "probe-library",

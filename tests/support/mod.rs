@@ -252,3 +252,8 @@ pub fn differences(wanted: &BTreeMap<String, String>, got: &BTreeMap<String, Str
         .map(|path| format!("{path}: wanted {:?}, got {:?}", wanted.get(path), got.get(path)))
         .collect()
 }
+
+/// What this thread has worked, whatever else the machine does.
+pub fn own_time() -> std::time::Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+}
