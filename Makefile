@@ -62,6 +62,8 @@ soak: export LARDER_CONTAINERDS = 2.3 2.4
 soak: export LARDER_SOAK = 1
 soak: build fuzz
 	$(ROOT) tests/e2e/run --larder $(LARDER) soak fifty explain versions options migrate packer
+	tests/deps arm64
+	$(ROOT) tests/e2e/run --larder $(LARDER) --jobs 1 package-twice package-arm64
 	tests/e2e/workload.py $(LARDER) --registry $${REGISTRY_2:-docker-registry}
 	tests/e2e/workload.py $(LARDER) --registry $${REGISTRY_3:-registry}
 	LARDER_FAULTS=all LARDER_FAULTS_BINARY=$(abspath $(LARDER)) cargo test --locked --quiet --test faults -- --nocapture

@@ -65,7 +65,7 @@ def is_sound(t, node, when):
 
 
 def serves(t, node, when):
-    started = node.wait("systemctl is-active " + " ".join(REGISTRIES), 30).out.split()
+    started = node.wait("systemctl is-active " + " ".join(REGISTRIES), 90).out.split()
     t.check(f"registries {when}", started, ["active"] * len(UPSTREAMS))
     t.check(f"plan {when}", node.larder("plan"), exits(0))
     t.check(f"pull {when}", node.pull(reference(UPSTREAMS[0])), pulled)

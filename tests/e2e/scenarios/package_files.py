@@ -96,6 +96,9 @@ def contents(t, deb, rpm):
     wanted = ask(["dpkg-deb", "--field", deb, "Recommends"]).out
     t.check("what the .deb recommends", wanted, has("docker-registry", "containerd"))
     t.check("what the .rpm recommends", ask(["rpm", "-qp", "--recommends", rpm]).out, has("containerd", "registry"))
+    if not t.larder.endswith("/release/larder"):
+        t.skip("places of this machine in the program", "it is not packaging/compile's")
+        return
     with open(t.larder, "rb") as file:
         program = file.read()
     here = [place for place in (packages.TOP, os.path.expanduser("~/.cargo")) if place.encode() in program]
@@ -128,8 +131,8 @@ def again(t, folder, work, version):
     shutil.copytree(os.path.join(folder, "parts"), parts)
     ask(["chown", "-R", "12345:12345", work])
     os.chmod(work, 0o755)
-    epoch = ask(["git", "-C", packages.TOP, "log", "-1", "--format=%ct"]).out.strip()
-    epoch = epoch if epoch.isdigit() else str(int(os.stat(os.path.join(packages.TOP, "CHANGELOG.md")).st_mtime))
+    # The commit's, which may be another one's by now.
+    epoch = ask(["rpm", "-qp", "--nosignature", "--queryformat", "%{BUILDTIME}", os.path.join(folder, packages.rpm(version))]).out
     built = os.path.join(work, "built")
     command = f"umask 0077; exec packaging/build --larder '{larder}' --parts '{parts}' --out '{built}'"
     done = subprocess.run(

@@ -39,6 +39,8 @@ def run(t):
     # Debian's presets enable what none names.
     node.boot()
     t.check("a tree's own package", rpm(node, "-U", f"/root/{packages.BASE}"), exits(0))
+    # Folders of a distribution's own.
+    node.sh("mkdir -p /usr/share/licenses /usr/share/man/man5 /usr/share/man/man8")
     before = snapshot(node)
 
     t.check("install", put(node, packages.OLD), exits(0))
