@@ -80,14 +80,14 @@ class VM:
     def out(self, command):
         return self.sh(command).out.strip()
 
-    def settled(self, seconds=240):
+    def settled(self, seconds=600):
         """Until cloud-init has finished; what it says."""
         deadline = time.monotonic() + seconds
         done = Result(255, "it did not boot")
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise OSError(f"qemu ended: {self.tail('qemu.log')}")
-            done = self.sh("cloud-init status --wait --long")
+            done = self.sh("cloud-init status --wait --long", timeout=seconds)
             if done.code in (0, 1, 2):
                 return done
             time.sleep(1)

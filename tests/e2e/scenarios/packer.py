@@ -18,7 +18,7 @@ from machine import run as host
 from report import exits, has, lacks
 from vm import VM, emulated, key
 
-SECONDS = 1500  # at worst, with packages to be built
+SECONDS = 2400  # at worst, with packages to be built
 PACKER = os.path.join(TREE, "packaging/packer")
 WHOLE = bool(os.environ.get("LARDER_SOAK"))
 SUMS = "find /etc/containerd /etc/larder /etc/systemd/system /usr/lib/larder -type f -exec sha256sum {} + | sort -k 2"
@@ -74,7 +74,7 @@ def build(t, disk, folder):
     common = [f"-var-file={folder}/values.pkrvars.json", os.path.join(PACKER, "larder.pkr.hcl")]
     t.check("packer validate", host(["packer", "validate", *common], env=environment), exits(0))
     started = time.monotonic()
-    built = host(["packer", "build", "-color=false", *common], env=environment, timeout=600)
+    built = host(["packer", "build", "-color=false", *common], env=environment, timeout=1200)
     t.note(f"packer build: {time.monotonic() - started:.0f}s")
     if not t.check("packer build", built, exits(0)):
         t.note(built.out[-4000:])
