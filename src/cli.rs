@@ -284,6 +284,8 @@ enum UnitStep {
     StandIn(EngineOf),
     /// A registry that `run` waits for
     Serve(EngineOf),
+    /// Its stop: what runs finishes, what is stuck does not hold it up
+    Drain { upstream: String },
     /// One that has grown, or is not well
     Restart { upstream: String },
     /// Until a registry answers
@@ -420,6 +422,9 @@ fn dispatch(command: Command) -> Result<u8> {
                 }
                 UnitStep::Restart { upstream } => {
                     instance::restart(&UpstreamHost::parse(&upstream).map_err(refused)?)
+                }
+                UnitStep::Drain { upstream } => {
+                    instance::drain(&UpstreamHost::parse(&upstream).map_err(refused)?)
                 }
                 UnitStep::Renew => crate::renew::renew(),
                 UnitStep::Ready { upstream } => {

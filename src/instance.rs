@@ -17,6 +17,7 @@ use crate::template::RegistryConfig;
 
 mod child;
 mod credentials;
+mod drain;
 mod engine;
 mod gc;
 mod handover;
@@ -26,6 +27,7 @@ mod restart;
 pub mod run;
 mod upstream;
 pub use credentials::get;
+pub use drain::drain;
 pub use gc::gc;
 pub use objects::{Environment, environments};
 pub use ready::ready;

@@ -31,8 +31,9 @@ print(f"{time.clock_gettime(time.CLOCK_MONOTONIC):.1f}")
 """
 COLD = (
     "import sys, urllib.request as u; r = u.Request(sys.argv[1]);"
-    'r.add_header("Accept", "application/vnd.oci.image.manifest.v1+json"); u.urlopen(r, timeout=10)'
+    'r.add_header("Accept", "application/vnd.oci.image.manifest.v1+json"); u.urlopen(r, timeout=60)'
 )
+COLD_TAG = f"http://10.0.20.10:5010/v2/{repository('ghcr.io')}/manifests/2"
 
 
 def served_after(t, node, when, host, port):
@@ -66,7 +67,14 @@ def on(t, major):
     t.check("the unit's main process", main, has("serve /etc/larder/registry/ghcr.io.yml"))
 
     lab.blackhole("10.0.20.1")
+    # One that asks for what is not there, and waits for it: the upstream says nothing, and the registry waits, too.
+    node.sh(f"systemd-run --unit stuck --collect python3 -c '{COLD}' {COLD_TAG}")
+    main = node.out("systemctl show -P MainPID larder-registry@ghcr.io").strip()
+    stuck = node.wait(f"ss -tnHp dst 10.0.20.1 | awk '$3 > 0' | grep -q pid={main},", 30)
+    t.check("a pull that is stuck", stuck, exits(0))
     node.reboot()
+    last = "journalctl -b -1 -u larder-registry@ghcr.io --no-pager"
+    t.check("the journal of the boot before", node.out(last), has("pulls are cut off"))
     for index, host in enumerate(UPSTREAMS):
         served_after(t, node, "at a boot with the upstream silent", host, 5000 + 10 * index)
     state = node.show("larder-registry@ghcr.io", "NRestarts", "MainPID")
@@ -76,7 +84,7 @@ def on(t, major):
 
     lab.restore("10.0.20.1")
     started = time.monotonic()
-    cold = node.wait(f"python3 -c '{COLD}' http://10.0.20.10:5010/v2/{repository('ghcr.io')}/manifests/2", 60)
+    cold = node.wait(f"python3 -c '{COLD}' {COLD_TAG}", 60)
     t.check("a cold tag once the upstream is back", cold, exits(0))
     t.note(f"a cold tag {time.monotonic() - started:.1f}s after the upstream was back")
     t.check("a cold pull once the upstream is back", node.pull(reference("ghcr.io", "2")), pulled)
