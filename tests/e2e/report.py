@@ -59,10 +59,15 @@ class Report:
         self.failed += 1
         self._line(f"not ok - {self.scenario}: wanted the scenario to run to its end, got {brief(str(error), 1500)}")
 
-    def add(self, scenario, said):
-        """What another process reported, its count in the last line."""
+    def add(self, scenario, said, last=True):
+        """What another process reported, its count in the last line. Whether that counts: a failure does when it is the
+        last word; until then it is only told."""
         lines = said.splitlines()
         count = re.fullmatch(r"(\d+) passed, (\d+) failed, (\d+) skipped", lines[-1] if lines else "")
+        if not last and (not count or count[2] != "0"):
+            for line in lines:
+                self._line(f"first try: {line}")
+            return False
         for line in lines[:-1] if count else lines:
             self._line(line)
         if count:
@@ -72,6 +77,7 @@ class Report:
         else:
             self.scenario = scenario
             self.stopped("it ended without a count")
+        return True
 
     def close(self):
         self._line(f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped")
