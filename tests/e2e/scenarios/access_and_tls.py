@@ -6,7 +6,7 @@ import time
 
 from machine import CACHE
 from report import at_least, exits, has, lacks
-from scenarios.common import pulled, push, reference, second_apply_changes_nothing
+from scenarios.common import in_use, pulled, push, reference, second_apply_changes_nothing
 
 SECONDS = 420
 UPSTREAMS = ("docker.io", "ghcr.io")
@@ -141,9 +141,7 @@ def tls(t, lab, node, made):
     t.check("https: a client that trusts the authority", ask(lab, GATEWAY, 5010, made.authority), "200")
     t.check("https: nothing in the clear", ask(lab, GATEWAY, 5010), "400")
     t.check("https: hosts.toml", node.out("cat /etc/containerd/certs.d/ghcr.io/hosts.toml"), has("https://10.0.20.10:5010"))
-    for port in (5000, 5010):  # `larder watch` saw them restart
-        back = node.wait(f"grep -rqF '[host.\"https://10.0.20.10:{port}\"]' /etc/containerd/certs.d", 40)
-        t.check(f"https: port {port} is in use", back, exits(0))
+    in_use(t, node, "https://10.0.20.10:5000", "https://10.0.20.10:5010")
     node.forget()
     mark = lab.upstream.mark()
     t.check("https: pulls", node.pull(*map(reference, UPSTREAMS)), pulled)

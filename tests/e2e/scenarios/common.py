@@ -114,3 +114,10 @@ def second_apply_changes_nothing(t, node):
     t.check("units that the second apply touched", changed(running, units(node)), [])
     t.note(f"second apply: {again.seconds:.2f}s")
     t.check("plan after it", node.larder("plan"), exits(0))
+
+
+def in_use(t, node, *caches):
+    """`larder watch` may have seen a cache while it restarted: it is asked again some seconds later."""
+    for cache in caches:
+        back = node.wait(f"grep -rqF '[host.\"{cache}\"]' /etc/containerd/certs.d", 40)
+        t.check(f"{cache} is in use", back, exits(0))

@@ -7,6 +7,7 @@ from machine import CACHE, profile
 from report import exits, has, lacks
 from scenarios.common import (
     applied_at_boot,
+    in_use,
     pulled,
     pulls_through_the_cache,
     push,
@@ -16,6 +17,7 @@ from scenarios.common import (
 
 BINARY = os.path.join(CACHE, "bin/registry")
 UPSTREAMS = ("docker.io", "ghcr.io")
+CACHES = ("http://10.0.20.10:5000", "http://10.0.20.10:5010")
 ARCHIVE = "/srv/registry.tar"
 # Both runtimes keep images as overlays, which cannot stand on the lab's own: the machines' business, not Larder's.
 STORAGE = '[storage]\ndriver = "vfs"\ngraphroot = "/var/lib/containers/storage"\nrunroot = "/run/containers/storage"\n'
@@ -98,6 +100,7 @@ def restarts(t, node):
     t.check("the registry after kill -9", again, exits(0))
     t.check("restart by its unit", node.sh("systemctl start larder-restart@ghcr.io.service"), exits(0))
     t.check("the registry after it", node.wait(f"sleep 3; systemctl is-active {unit}", 30), exits(0))
+    in_use(t, node, *CACHES)
     node.forget()
     t.check("pull after both", node.pull(reference("ghcr.io")), pulled)
 
@@ -105,6 +108,7 @@ def restarts(t, node):
 def stands_in(t, lab, node):
     lab.upstream.stop()
     t.check("restart without the upstream", node.sh("systemctl restart larder-registry@docker.io"), exits(0))
+    in_use(t, node, *CACHES)
     node.forget()
     t.check("pull of what is cached, without the upstream", node.pull(reference("docker.io")), pulled)
     lab.upstream.start()
@@ -120,6 +124,7 @@ def goes_over_to_the_binary(t, lab, node):
     t.check("the engine that runs", node.out("pgrep -a docker-registry | head -1"), has("docker-registry serve"))
     unit = node.out("systemctl cat larder-registry@ghcr.io")
     t.check("what is left of podman in its unit", unit, lacks("podman"))
+    in_use(t, node, *CACHES)
     node.forget()
     mark = lab.upstream.mark()
     t.check("pull from the same store", node.pull(reference("ghcr.io")), pulled)
