@@ -103,6 +103,8 @@ pub fn apply(
     }
     if diff.is_empty() && (old.unfinished.is_none() || plan.part) && !stale {
         recover::clear_rest(root, &old)?;
+        // btrfs may know a file that was renamed by both names when the power goes.
+        root.sweep(STATE)?;
         return Ok(applied);
     }
     for folder in make_state_folder(root)? {

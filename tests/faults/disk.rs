@@ -254,7 +254,9 @@ pub struct Mounted {
 impl Mounted {
     pub fn new(kind: &str, file: &Path, at: &Path) -> Result<Self, String> {
         let mut command = Command::new("mount");
-        command.args(["-t", kind, "-o", "loop,noatime"]).arg(file).arg(at);
+        // Each state of one disk has the same name, which xfs wants to see but once.
+        let options = if kind == "xfs" { "loop,noatime,nouuid" } else { "loop,noatime" };
+        command.args(["-t", kind, "-o", options]).arg(file).arg(at);
         run(&mut command)?;
         Ok(Self { at: at.to_owned() })
     }
@@ -262,6 +264,13 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
+        // Whatever a thread beside this one starts has our files open until it is another program.
+        for patience in [10, 100, 1000, 5000] {
+            if run(Command::new("umount").arg(&self.at)).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(patience));
+        }
         if let Err(error) = run(Command::new("umount").arg(&self.at)) {
             eprintln!("{error}");
         }
