@@ -120,7 +120,7 @@ def helper_of_2(t, lab, node):
     state = node.show(UNIT, "MainPID", "NRestarts")
     # By what its command line says it could not be told: a configuration with a password has no name.
     group = node.out(f"systemctl show -P ControlGroup {UNIT}").strip()
-    processes = f"cat /sys/fs/cgroup{group}/cgroup.procs 2>/dev/null | wc -l"
+    processes = f"cat '/sys/fs/cgroup{group}/cgroup.procs' 2>/dev/null | wc -l"
     t.check("2.8: its processes", node.out(processes), "2")
     door.set("refuse")
     door = fake.door(DOOR, "https://10.0.20.1", bearer="bot:second-word")
