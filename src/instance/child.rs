@@ -18,12 +18,12 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, getppid};
-use tracing::warn;
-
-use super::drain::{self, Flow};
 
 /// How soon an answer is seen.
 const SLICE: Duration = Duration::from_millis(100);
+/// Longer than a question can take that is asked meanwhile.
+const LONG: Duration = Duration::from_secs(60);
+
 /// Why there is no child any more.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -156,13 +156,11 @@ pub(super) fn serve(
 fn until_it_ends(child: &mut Child, question: &mut Question, signals: &mut Signals) -> Result<Ended> {
     // Once it was told to end: when, and whether by ourselves.
     let mut told: Option<(Instant, bool)> = None;
-    let mut flow = Flow::new(Instant::now());
     loop {
-        signals.wait(if told.is_some() { drain::SLICE } else { question.due() })?;
+        signals.wait(if told.is_some() { LONG } else { question.due() })?;
         if let Some(signal) = signals.end()? {
             pass_on(child, signal);
             told = Some((Instant::now(), false));
-            flow = Flow::new(Instant::now());
         }
         if let Some(status) = child.try_wait().context("wait for the registry")? {
             return match told {
@@ -174,12 +172,6 @@ fn until_it_ends(child: &mut Child, question: &mut Question, signals: &mut Signa
         if told.is_none() && question.is_yes() {
             pass_on(child, Signal::SIGTERM);
             told = Some((Instant::now(), true));
-            flow = Flow::new(Instant::now());
-        }
-        if told.is_some() && flow.is_still(drain::moved(child.id()), Instant::now()) {
-            warn!("{}", drain::CUT_OFF);
-            // It drains for SIGTERM and SIGINT; this one ends it.
-            pass_on(child, Signal::SIGHUP);
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::node::UpstreamHost;
 /// asked is gone, and Distribution would wait for it as long as its `draintimeout` says.
 const STILL: Duration = Duration::from_secs(15);
 /// How often somebody looks.
-pub(super) const SLICE: Duration = Duration::from_millis(500);
+const SLICE: Duration = Duration::from_millis(500);
 /// What wakes up Go's own threads is not a pull.
 const NOISE: u64 = 4096;
 /// Distribution 3 drains for SIGINT, too. Neither knows this one, and systemd takes it for a clean end.
@@ -26,22 +26,19 @@ const HANG_UP: Signal = Signal::HUP;
 /// A program that was hung up on ends at once, unless it cannot.
 const LAST: Duration = Duration::from_secs(5);
 
-pub(super) const CUT_OFF: &str = "pulls are cut off through which nothing has moved for 15 s: the upstream is silent, or \
-                                  nobody waits for them any more";
-
 /// Tells whether a process that drains still moves anything.
-pub(super) struct Flow {
+struct Flow {
     seen: u64,
     since: Instant,
 }
 
 impl Flow {
-    pub(super) fn new(now: Instant) -> Self {
+    fn new(now: Instant) -> Self {
         Self { seen: 0, since: now }
     }
 
     /// Whether what it has moved in all, in bytes, says that nothing moves any more. Who cannot be asked is believed.
-    pub(super) fn is_still(&mut self, moved: Option<u64>, now: Instant) -> bool {
+    fn is_still(&mut self, moved: Option<u64>, now: Instant) -> bool {
         let Some(moved) = moved else { return false };
         if moved.saturating_sub(self.seen) > NOISE {
             *self = Self { seen: moved, since: now };
@@ -50,9 +47,20 @@ impl Flow {
     }
 }
 
-/// Bytes that a process has read and written since its start, sockets among them (`rchar` and `wchar` of
-/// proc_pid_io(5)); `None` when it is gone, or does not let us see.
-pub(super) fn moved(pid: u32) -> Option<u64> {
+/// Bytes that a process and its children have read and written since their start, sockets among them (`rchar` and
+/// `wchar` of proc_pid_io(5)); `None` when it is gone, or does not let us see. Where `larder` itself is the main process,
+/// the registry is its child.
+fn moved(pid: u32) -> Option<u64> {
+    let own = moved_by(pid)?;
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children = children.flat_map(|line| {
+        line.split_whitespace().filter_map(|pid| moved_by(pid.parse().ok()?)).collect::<Vec<_>>()
+    });
+    Some(children.fold(own, u64::saturating_add))
+}
+
+fn moved_by(pid: u32) -> Option<u64> {
     let counters = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
     let counter = |name| {
         let line = counters.lines().find_map(|line| line.strip_prefix(name));
@@ -83,7 +91,12 @@ pub fn drain(host: &UpstreamHost) -> Result<()> {
         if !flow.is_still(moved(pid), Instant::now()) {
             continue;
         }
-        warn!(upstream = host.as_str(), "{CUT_OFF}");
+        warn!(
+            upstream = host.as_str(),
+            "pulls are cut off through which nothing has moved for {} s: the upstream is silent, or nobody waits for \
+             them any more",
+            STILL.as_secs()
+        );
         tell(&process, HANG_UP)?;
         if !ends(&process, LAST)? {
             tell(&process, Signal::KILL)?;
@@ -160,5 +173,23 @@ mod tests {
         let after = moved(std::process::id()).unwrap();
         assert!(after - before >= read, "wanted {read} more than {before}, got {after}");
         assert_eq!(moved(u32::MAX), None);
+    }
+
+    #[test]
+    fn what_a_child_moves_counts_while_it_runs() {
+        let script = "exec 3<&0; { head -c 8000000 /dev/zero >/dev/null; exec cat <&3; } & wait";
+        let mut command = std::process::Command::new("sh");
+        let mut child = command.args(["-c", script]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let seen = loop {
+            let seen = moved(child.id()).unwrap() - moved_by(child.id()).unwrap();
+            if seen >= 8_000_000 || Instant::now() > deadline {
+                break seen;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(seen >= 8_000_000, "wanted 8000000 bytes of the child's, got {seen}");
     }
 }
